@@ -1,0 +1,66 @@
+"""OpenSpectra: corpus -> tokens -> FloatLM and TriLM -> GPTQ -> evaluation -> report, one rule per stage."""
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+configfile: "config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/pretrain.smk"
+include: "workflow/rules/quantize.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+localrules:
+    all,
+    corpus,
+    tokens,
+    pretrain,
+    quantize,
+    evaluate,
+    report,
+    resolve_configs,
+    track_artifacts,
+
+
+rule all:
+    default_target: True
+    input:
+        f"{REPORTS}/manifest.json",
+        f"{RESULTS}/tracking.json",
+
+
+# The stages by name: `snakemake --cores all pretrain` builds what is missing up to there.
+rule corpus:
+    input:
+        f"{RESULTS}/corpus/manifest.json",
+
+
+rule tokens:
+    input:
+        expand(f"{RESULTS}/tokens/{{split}}/manifest.json", split=STUDY.splits),
+
+
+rule pretrain:
+    input:
+        expand(f"{RESULTS}/{{model}}/manifest.json", model=STUDY.pretrained),
+
+
+rule quantize:
+    input:
+        expand(f"{RESULTS}/{{model}}/manifest.json", model=STUDY.quantized),
+
+
+rule evaluate:
+    input:
+        EVALUATIONS,
+
+
+rule report:
+    input:
+        f"{REPORTS}/manifest.json",

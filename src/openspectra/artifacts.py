@@ -1,0 +1,285 @@
+"""The artifact: a folder of files described by a `manifest.json` that is written last.
+
+A manifest holds only what two runs must agree on: stage and version, resolved config, parents (by the hash of their
+manifests), every file with bytes and sha256, summary metrics. Time, host, commit and package versions go to
+`run.json` beside it, outside every hash. A folder without a valid manifest does not exist for the next stage.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from openspectra.errors import DamagedArtifactError
+from openspectra.stage_versions import STAGE_VERSIONS
+
+MANIFEST = "manifest.json"
+UNHASHED = {"run.json", "speed.jsonl", "checkpoints", ".staging", "lock"}
+"""What may lie beside a manifest without being part of the artifact."""
+RECORDED_PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "datasets", "gptqmodel", "lm_eval", "numpy")
+
+
+class FileRecord(BaseModel):
+    """One file of an artifact, `path` relative to its folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Parent(BaseModel):
+    """An artifact this one was made from. `path` is relative to this artifact's folder; the hash is what counts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    path: str
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What an artifact is, and from what it was made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    stage: str
+    stage_version: int
+    config: dict[str, Any]
+    parents: dict[str, Parent]
+    files: list[FileRecord]
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact, opened for reading. Every file is checked against the manifest when it is asked for."""
+
+    folder: Path
+    manifest: Manifest
+    sha256: str
+    """Hash of the manifest's bytes: the identity of the artifact."""
+
+    def file(self, name: str) -> Path:
+        """Return the path of file `name`. Raises `DamagedArtifactError` where it is missing or differs."""
+        for record in self.manifest.files:
+            if record.path == name:
+                _check_file(self.folder, record)
+                return self.folder / name
+        raise DamagedArtifactError(f"{self.folder / name}: not listed in {MANIFEST}; rerun the {self.manifest.stage} stage.")
+
+    def verify(self) -> None:
+        """Check every file. Raises `DamagedArtifactError` naming the first that differs."""
+        for record in self.manifest.files:
+            _check_file(self.folder, record)
+
+
+def open_artifact(folder: Path, stage: str | None = None) -> Artifact:
+    """Return the artifact in `folder` (or of the `manifest.json` given). Raises `DamagedArtifactError` with the remedy.
+
+    With `stage`, an artifact of another stage is refused.
+    """
+    folder = folder.parent if folder.name == MANIFEST else folder
+    path = folder / MANIFEST
+    try:
+        content = path.read_bytes()
+        manifest = Manifest.model_validate_json(content)
+    except FileNotFoundError:
+        raise DamagedArtifactError(f"{path}: missing, so this is no finished artifact; rerun the stage that makes it.") from None
+    except (ValidationError, OSError):
+        raise DamagedArtifactError(f"{path}: not a readable manifest; delete it and rerun the stage that makes it.") from None
+    if stage and manifest.stage != stage:
+        raise DamagedArtifactError(f"{path}: made by stage `{manifest.stage}`, but `{stage}` is needed here; check the path.")
+    return Artifact(folder, manifest, hashlib.sha256(content).hexdigest())
+
+
+def verify_tree(root: Path) -> list[Artifact]:
+    """Check every artifact below `root`, its files and the hashes of its parents, and return them.
+
+    Raises `DamagedArtifactError` with one line per problem.
+    """
+    artifacts, problems = [], []
+    for path in sorted(root.rglob(MANIFEST)) if root.is_dir() else [root]:
+        try:
+            artifact = open_artifact(path)
+            artifact.verify()
+            for role, parent in artifact.manifest.parents.items():
+                found = open_artifact(artifact.folder / parent.path)
+                if found.sha256 != parent.sha256:
+                    problems.append(f"{path}: made from another {role} than {found.folder} holds now; rerun this stage.")
+            artifacts.append(artifact)
+        except DamagedArtifactError as error:
+            problems.append(str(error))
+    if problems:
+        raise DamagedArtifactError("\n".join(problems))
+    if not artifacts:
+        raise DamagedArtifactError(f"{root}: no artifact here; give a folder that holds a {MANIFEST}.")
+    return artifacts
+
+
+def describe_lineage(artifact: Artifact) -> str:
+    """Return a tree of the artifact and its ancestors: stage, folder, manifest hash, and where a parent has changed."""
+    lines: list[str] = []
+
+    def describe(node: Artifact, role: str, depth: int, note: str) -> None:
+        name = f"{role}: " if role else ""
+        stage = f"{node.manifest.stage} v{node.manifest.stage_version}"
+        lines.append(f"{'  ' * depth}{name}{Path(os.path.normpath(node.folder))}  [{stage}, {node.sha256[:12]}]{note}")
+        for role, parent in node.manifest.parents.items():
+            try:
+                found = open_artifact(node.folder / parent.path)
+            except DamagedArtifactError as error:
+                lines.append(f"{'  ' * (depth + 1)}{role}: {error}")
+                continue
+            changed = f"  (made anew since: was {parent.sha256[:12]})" if found.sha256 != parent.sha256 else ""
+            describe(found, role, depth + 1, changed)
+
+    describe(artifact, "", 0, "")
+    metrics = [f"  {key} = {value}" for key, value in artifact.manifest.metrics.items() if not isinstance(value, dict)]
+    return "\n".join([*lines, "metrics:", *metrics])
+
+
+@dataclass
+class ArtifactDraft:
+    """An artifact in the making: write files below `folder`, set `metrics`; `write_artifact` does the rest."""
+
+    folder: Path
+    metrics: dict[str, Any] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
+    """Facts of this run alone (speeds, counts of restarts); they go to `run.json`."""
+
+
+@contextmanager
+def write_artifact(
+    out: Path, stage: str, config: BaseModel, parents: dict[str, Artifact]
+) -> Iterator[ArtifactDraft]:
+    """Yield a draft to fill; on leaving without error, publish it in `out`, the manifest last and atomically.
+
+    Files are written to a staging folder beside their final place. An error or a kill leaves what `out` held before
+    without a manifest that claims otherwise, and no half-written file under a final name.
+    """
+    started = time.time()
+    staging = out / ".staging"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    draft = ArtifactDraft(staging)
+    try:
+        yield draft
+        manifest = Manifest(
+            stage=stage,
+            stage_version=STAGE_VERSIONS[stage],
+            config=config.model_dump(mode="json"),
+            parents={
+                role: Parent(path=os.path.relpath(parent.folder, out), sha256=parent.sha256)
+                for role, parent in sorted(parents.items())
+            },
+            files=[record_file(path, staging) for path in sorted(staging.rglob("*")) if path.is_file()],
+            metrics=draft.metrics,
+        )
+        _publish(out, staging, manifest, run_facts(started) | draft.run)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def record_file(path: Path, root: Path) -> FileRecord:
+    """Return name relative to `root`, size in bytes and sha256 of a file."""
+    return FileRecord(path=path.relative_to(root).as_posix(), bytes=path.stat().st_size, sha256=sha256_of(path))
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def config_hash(*parts: Any) -> str:
+    """Return the first 16 hexadecimal digits of the sha256 of `parts` as canonical JSON."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to `path` so that a reader sees the old file or the whole new one, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write `data` as indented JSON with sorted keys, so that equal data are equal bytes."""
+    path.write_text(json.dumps(data, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def run_facts(started: float) -> dict[str, Any]:
+    """Return what is true of this run alone: when and where it ran, from which commit, with which packages."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return {
+        "started_unix_seconds": round(started, 3),
+        "duration_seconds": round(time.time() - started, 3),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "commit": commit.stdout.strip() or None,
+        "command": Path(sys.argv[0]).name,
+        "packages": {name: metadata.version(name) for name in RECORDED_PACKAGES if _is_installed(name)},
+    }
+
+
+def _publish(out: Path, staging: Path, manifest: Manifest, run: dict[str, Any]) -> None:
+    (out / MANIFEST).unlink(missing_ok=True)
+    for stale in out.iterdir():
+        if stale.name not in UNHASHED:
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+    for entry in sorted(staging.iterdir()):
+        entry.rename(out / entry.name)
+    for record in manifest.files:
+        with (out / record.path).open("rb") as file:
+            os.fsync(file.fileno())
+    write_json(out / "run.json", run)
+    content = json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False) + "\n"
+    write_atomically(out / MANIFEST, content.encode())
+
+
+def _check_file(folder: Path, record: FileRecord) -> None:
+    path = folder / record.path
+    remedy = "delete the folder's manifest.json and run the same command again."
+    if not path.is_file():
+        raise DamagedArtifactError(f"{path}: missing, though {MANIFEST} lists it; {remedy}")
+    size = path.stat().st_size
+    if size != record.bytes:
+        raise DamagedArtifactError(f"{path}: {size:,} bytes where {MANIFEST} says {record.bytes:,}; {remedy}")
+    if sha256_of(path) != record.sha256:
+        raise DamagedArtifactError(f"{path}: its sha256 differs from {MANIFEST}, so its content was altered; {remedy}")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,259 @@
+"""The command line: one command per stage, plus those that look at what stages made.
+
+Every stage reads a resolved config and artifact folders, and writes one artifact folder. Exit codes: 0 done,
+1 failed, 2 bad config or arguments, 75 interrupted and resumable by the same command.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from openspectra.errors import OpenSpectraError
+
+logger = logging.getLogger("openspectra.cli")
+app = typer.Typer(
+    help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+
+Config = Annotated[Path, typer.Option("--config", help="Resolved config of this stage (JSON).")]
+Out = Annotated[Path, typer.Option("--out", help="Folder of the artifact to write.")]
+Log = Annotated[Path | None, typer.Option("--log", help="File that takes every log line.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads; equal threads give equal bits.")]
+Corpus = Annotated[Path, typer.Option("--corpus", help="Corpus artifact.")]
+Tokenizer = Annotated[Path, typer.Option("--tokenizer", help="Tokenizer artifact.")]
+Train = Annotated[Path, typer.Option("--train", help="Token shards of the train split.")]
+Valid = Annotated[Path, typer.Option("--valid", help="Token shards of the valid split.")]
+Model = Annotated[Path, typer.Option("--model", help="Model artifact.")]
+Artifacts = Annotated[list[Path], typer.Argument(help="Artifact folders.")]
+
+
+@app.command()
+def resolve(
+    study: Annotated[Path, typer.Argument(help="Study file (YAML).")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the resolved configs.")],
+    digest: Annotated[str | None, typer.Option(help="Refuse a study that resolves to another digest.")] = None,
+    log: Log = None,
+) -> None:
+    """Check a study and write the resolved config of every artifact."""
+    from openspectra.study import load_study, resolved_configs, study_digest, write_configs
+
+    with _session(log):
+        configs = resolved_configs(load_study(study), study.stem)
+        if digest and study_digest(configs) != digest:
+            raise OpenSpectraError(f"{study}: changed since the jobs were planned; start the workflow again.")
+        write_configs(configs, out)
+
+
+@app.command()
+def corpus(config: Config, out: Out, log: Log = None) -> None:
+    """Read documents and divide them into train, valid and test."""
+    from openspectra.config import CorpusConfig
+    from openspectra.data.corpus import build_corpus
+
+    _run_stage("corpus", CorpusConfig, config, out, log, {}, build_corpus)
+
+
+@app.command()
+def tokenizer(config: Config, out: Out, corpus: Corpus, threads: Threads = 1, log: Log = None) -> None:
+    """Train a byte-level BPE on the train split, or load one."""
+    from openspectra.config import TokenizerConfig
+    from openspectra.data.tokenizer import build_tokenizer
+
+    _set_threads(threads)
+    _run_stage("tokenizer", TokenizerConfig, config, out, log, {"corpus": (corpus, "corpus")}, build_tokenizer)
+
+
+@app.command()
+def tokens(config: Config, out: Out, corpus: Corpus, tokenizer: Tokenizer, threads: Threads = 1, log: Log = None) -> None:
+    """Turn one split into token shards."""
+    from openspectra.config import TokensConfig
+    from openspectra.data.tokens import build_tokens
+
+    _set_threads(threads)
+    parents = {"corpus": (corpus, "corpus"), "tokenizer": (tokenizer, "tokenizer")}
+    _run_stage("tokens", TokensConfig, config, out, log, parents, build_tokens)
+
+
+@app.command()
+def pretrain(
+    config: Config,
+    out: Out,
+    train: Train,
+    valid: Valid,
+    tokenizer: Tokenizer,
+    threads: Threads = 1,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget checkpoints and train anew.")] = False,
+    log: Log = None,
+) -> None:
+    """Pretrain one FloatLM or TriLM; an interrupted run goes on where it stopped."""
+    from openspectra.artifacts import open_artifact
+    from openspectra.config import PretrainConfig, read_config
+
+    _set_threads(threads)
+    with _session(log):
+        resolved = read_config(PretrainConfig, config)
+        inputs = [open_artifact(train, "tokens"), open_artifact(valid, "tokens"), open_artifact(tokenizer, "tokenizer")]
+        from openspectra.training.pretrain import pretrain as run
+
+        run(resolved, *inputs, out, show_bar=log is None and sys.stderr.isatty(), fresh=fresh)
+        logger.info("%s: done, in %s", resolved.model_id, out)
+
+
+@app.command()
+def quantize(config: Config, out: Out, model: Model, train: Train, threads: Threads = 1, log: Log = None) -> None:
+    """Quantize one FloatLM with GPTQ."""
+    from openspectra.config import QuantizeConfig
+    from openspectra.quantization.gptq import quantize as run
+
+    _set_threads(threads)
+    parents = {"model": (model, "pretrain"), "tokens_train": (train, "tokens")}
+    _run_stage("quantize", QuantizeConfig, config, out, log, parents, run)
+
+
+@app.command()
+def tasks(config: Config, out: Out, corpus: Corpus, log: Log = None) -> None:
+    """Build benchmarks from the documents of the test split."""
+    from openspectra.config import TasksConfig
+    from openspectra.evaluation.build_tasks import build_tasks
+
+    def run(config, corpus, folder):
+        return build_tasks(config, corpus, folder, os.path.relpath(out))
+
+    _run_stage("tasks", TasksConfig, config, out, log, {"corpus": (corpus, "corpus")}, run)
+
+
+@app.command()
+def evaluate(
+    config: Config,
+    out: Out,
+    model: Model,
+    tasks: Annotated[Path | None, typer.Option("--tasks", help="Artifact of built benchmarks.")] = None,
+    threads: Threads = 1,
+    log: Log = None,
+) -> None:
+    """Run one suite of lm-eval tasks on one model."""
+    from openspectra.config import EvaluateConfig
+    from openspectra.evaluation.harness import evaluate as run
+
+    _set_threads(threads)
+    parents = {"model": (model, None)} | ({"tasks": (tasks, "tasks")} if tasks else {})
+    _run_stage("evaluate", EvaluateConfig, config, out, log, parents, run)
+
+
+@app.command()
+def report(
+    config: Config,
+    out: Out,
+    artifacts: Artifacts,
+    rates: Annotated[Path | None, typer.Option(help="Table of the sweep that the study's rates come from.")] = None,
+    log: Log = None,
+) -> None:
+    """Write the page, figures and tables of a study."""
+    from openspectra.artifacts import open_artifact, write_artifact
+    from openspectra.config import ReportConfig, read_config
+
+    with _session(log):
+        resolved = read_config(ReportConfig, config)
+        opened = [open_artifact(path) for path in artifacts]
+        from openspectra.reporting.page import write_report
+
+        parents = {os.path.relpath(artifact.folder, out): artifact for artifact in opened}
+        with write_artifact(out, "report", resolved, parents) as draft:
+            draft.metrics |= write_report(resolved, opened, draft.folder, rates)
+        logger.info("report: done, open %s", out / "index.html")
+
+
+@app.command()
+def track(
+    artifacts: Artifacts,
+    experiment: Annotated[str, typer.Option(help="MLflow experiment: the name of the study.")],
+    out: Annotated[Path, typer.Option("--out", help="JSON file that takes the run ids.")],
+    uri: Annotated[str | None, typer.Option(help="Tracking server; default: mlflow.db in this folder.")] = None,
+    log: Log = None,
+) -> None:
+    """Bring MLflow up to date with finished artifacts: one run each, nothing doubled."""
+    from openspectra.artifacts import open_artifact, write_json
+    from openspectra.tracking import track as run
+
+    with _session(log):
+        runs = run([open_artifact(path) for path in artifacts], experiment, uri)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, runs)
+        logger.info("MLflow: %d runs in experiment %s; browse them with `mlflow ui`", len(runs), experiment)
+
+
+@app.command()
+def verify(path: Annotated[Path, typer.Argument(help="Artifact, or a folder of artifacts.")]) -> None:
+    """Check every file and every parent of the artifacts below a folder."""
+    from openspectra.artifacts import verify_tree
+
+    with _session(None):
+        artifacts = verify_tree(path)
+        files = sum(len(artifact.manifest.files) for artifact in artifacts)
+        typer.echo(f"{path}: {len(artifacts)} artifacts with {files} files are as their manifests say.")
+
+
+@app.command()
+def why(path: Annotated[Path, typer.Argument(help="Artifact.")]) -> None:
+    """Show what made an artifact, from what, back to the corpus."""
+    from openspectra.artifacts import describe_lineage, open_artifact
+
+    with _session(None):
+        typer.echo(describe_lineage(open_artifact(path)))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of study files, for editors that complete and check them."""
+    import json
+
+    from openspectra.study import Study
+
+    typer.echo(json.dumps(Study.model_json_schema(), indent=2))
+
+
+def main() -> None:
+    """Run the command line; end with the exit code that the error names, without a traceback for what users can mend."""
+    try:
+        app()
+    except OpenSpectraError as error:
+        for line in str(error).splitlines():
+            print(f"openspectra: {line}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+@contextmanager
+def _session(log: Path | None):
+    from openspectra.logs import log_to
+
+    with log_to(log):
+        yield
+
+
+def _run_stage(stage: str, config_type: type, config: Path, out: Path, log: Path | None, parents: dict, run: Callable):
+    """Read config and parents (path and stage by role), run the stage into a draft, publish it in `out`."""
+    from openspectra.artifacts import open_artifact, write_artifact
+    from openspectra.config import read_config
+
+    with _session(log):
+        resolved = read_config(config_type, config)
+        opened = {role: open_artifact(path, parent_stage) for role, (path, parent_stage) in parents.items()}
+        with write_artifact(out, stage, resolved, opened) as draft:
+            draft.metrics |= run(resolved, *opened.values(), folder=draft.folder)
+        logger.info("%s: done, in %s", stage, out)
+
+
+def _set_threads(threads: int) -> None:
+    """Fix the number of CPU threads before any library reads it."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
+        os.environ[name] = str(threads)
+
+
+if __name__ == "__main__":
+    main()

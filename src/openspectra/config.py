@@ -1,0 +1,298 @@
+"""Typed configs with closed schemas: one per stage, each with only the keys that stage reads.
+
+The types are the single source: they validate what is read, and `workflow/schemas/study.schema.json` is written
+from them. A stage's resolved config is part of its artifact's identity, so nothing about the machine belongs here.
+"""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from openspectra.errors import ConfigError
+
+PositiveInt = Annotated[int, Field(ge=1, le=10**15)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+SizeLabel = Annotated[str, Field(pattern=r"^[0-9A-Za-z]+(\.[0-9]+)?[A-Za-z]?$", max_length=16)]
+Bits = Literal[3, 4, 6, 8]
+FamilyName = Literal["floatlm", "trilm"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+Split = Literal["train", "valid", "test"]
+
+C = TypeVar("C", bound=BaseModel)
+
+
+class Config(BaseModel):
+    """Base of every config: unknown keys, loose types, NaN and infinity are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True, use_attribute_docstrings=True)
+
+
+class LlamaShape(Config):
+    """Architecture, in the names of Hugging Face's Llama."""
+
+    vocab_size: PositiveInt
+    """Rows of embedding and head, padding included."""
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_hidden_layers: PositiveInt
+    num_attention_heads: PositiveInt
+    max_position_embeddings: PositiveInt = 2048  # paper, released configs
+    rms_norm_eps: Rate = 1e-5  # paper, released configs
+    rope_theta: Annotated[float, Field(gt=0)] = 10000.0  # paper, released configs
+    initializer_range: Rate = 0.02
+    """Standard deviation of the initial normal draw. # ASSUME: the paper does not state its initialization."""
+    scales_per_matrix: PositiveInt = 1
+    """Scales of a ternary matrix: the MP column of the published model table."""
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def num_linear_parameters(self) -> int:
+        """Weights of the blocks' linear layers: those a family or a quantizer changes."""
+        return self.num_hidden_layers * (4 * self.hidden_size**2 + 3 * self.hidden_size * self.intermediate_size)
+
+    @property
+    def num_parameters(self) -> int:
+        """All parameters: linear layers, two norms per block and a final one, untied embedding and head."""
+        norms = (2 * self.num_hidden_layers + 1) * self.hidden_size
+        return self.num_linear_parameters + norms + 2 * self.vocab_size * self.hidden_size
+
+    @model_validator(mode="after")
+    def _divisible(self):
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise ValueError(
+                f"`num_attention_heads` must split `hidden_size` into heads of even width; "
+                f"got {self.num_attention_heads} and {self.hidden_size}."
+            )
+        for name in ("hidden_size", "intermediate_size"):
+            if getattr(self, name) % self.scales_per_matrix:
+                raise ValueError(
+                    f"`scales_per_matrix` must divide `{name}`; got {self.scales_per_matrix} and {getattr(self, name)}."
+                )
+        return self
+
+
+class StdlibCorpus(Config):
+    """The embedded corpus: the standard library of the interpreter that runs the workflow, without its tests."""
+
+    source: Literal["python_stdlib"]
+
+
+class DatasetsCorpus(Config):
+    """Text through the `datasets` library: a hub data set, or local files with `path` parquet, json or text."""
+
+    source: Literal["datasets"]
+    path: Annotated[str, Field(min_length=1)]
+    name: str | None = None
+    """Configuration of the data set, where it has several."""
+    revision: str | None = None
+    """Commit of the hub repository; required for hub data sets, so that two runs read the same text."""
+    data_files: list[str] | None = None
+    """Local files, relative to the project's folder, for `path` parquet, json or text."""
+    split: str = "train"
+    text_field: str = "text"
+
+    @model_validator(mode="after")
+    def _pinned(self):
+        if self.revision is None and self.data_files is None:
+            raise ValueError("a hub data set needs `revision` (a commit), local files need `data_files`; got neither.")
+        return self
+
+
+class CorpusConfig(Config):
+    """Which documents, and how they are divided into train, valid and test."""
+
+    documents: Annotated[StdlibCorpus | DatasetsCorpus, Field(discriminator="source")]
+    valid_fraction: Annotated[float, Field(gt=0, lt=0.5)]
+    """Share of the documents, by hash of their text, on which choices are made."""
+    test_fraction: Annotated[float, Field(gt=0, lt=0.5)]
+    """Share of the documents from which every reported number comes."""
+    min_characters: PositiveInt = 1
+    """Shorter documents are dropped and counted."""
+    max_documents: PositiveInt | None = None
+    """Keep the first so many documents, in the order of their hashes."""
+
+
+class TokenizerConfig(Config):
+    """A byte-level BPE: trained on the train split, or loaded from a `tokenizer.json`."""
+
+    vocab_size: PositiveInt
+    """Entries to train, or expected in `file`; the model pads them to a multiple of 128 x scales_per_matrix."""
+    file: str | None = None
+    """A ready `tokenizer.json`, relative to the project's folder."""
+    end_of_text: str = "<|endoftext|>"
+    """Token written after every document."""
+
+
+class TokensConfig(Config):
+    """One split of the corpus as token shards."""
+
+    split: Split
+    tokens_per_shard: PositiveInt = 2**27
+
+
+class PretrainConfig(Config):
+    """One training run, everything resolved: architecture, recipe, order of text."""
+
+    model_id: str
+    family: FamilyName
+    shape: LlamaShape
+    seed: Seed
+    """Seeds the initial draw and the order of text: equal for the twins of a size."""
+    precision: Precision
+    sequence_length: PositiveInt
+    """Tokens the model reads per training sample."""
+    global_batch_size: PositiveInt
+    """Sequences per optimizer step."""
+    micro_batch_size: PositiveInt
+    """Sequences per forward and backward pass."""
+    max_steps: PositiveInt
+    """Optimizer steps of the whole run."""
+    warmup_steps: Annotated[int, Field(ge=0)]
+    """Optimizer steps until the peak learning rate is reached."""
+    schedule: Literal["cosine", "linear"]
+    peak_lr: Rate
+    min_lr: Annotated[float, Field(ge=0, le=1)]
+    """Learning rate at the last step of a cosine schedule."""
+    lr_drop_step: PositiveInt | None = None
+    """First step that follows the lower peak."""
+    peak_lr_after_drop: Rate | None = None
+    weight_decay: Fraction
+    weight_decay_stop_step: PositiveInt | None = None
+    """First step without weight decay."""
+    adam_betas: Annotated[list[float], Field(min_length=2, max_length=2)]
+    adam_eps: Rate
+    gradient_clip_norm: Annotated[float, Field(gt=0)]
+    checkpoint_every_steps: PositiveInt
+    valid_every_steps: PositiveInt
+    valid_sequences: PositiveInt
+    """Sequences of the valid split in each validation."""
+    log_every_steps: PositiveInt
+    export_dtype: Literal["float32", "float16"]
+    """Precision of the saved weights."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.global_batch_size * self.sequence_length
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"`micro_batch_size` must divide `global_batch_size`; got {self.micro_batch_size} and {self.global_batch_size}."
+            )
+        if self.sequence_length > self.shape.max_position_embeddings:
+            raise ValueError(
+                f"`sequence_length` must not exceed `max_position_embeddings`; "
+                f"got {self.sequence_length} and {self.shape.max_position_embeddings}."
+            )
+        if (self.lr_drop_step is None) != (self.peak_lr_after_drop is None):
+            raise ValueError("`lr_drop_step` and `peak_lr_after_drop` go together; give both or neither.")
+        return self
+
+
+class QuantizeConfig(Config):
+    """GPTQ of one FloatLM (paper, section on QuantLM), in gptqmodel's names."""
+
+    model_id: str
+    bits: Bits
+    group_size: Annotated[int, Field(ge=-1)]
+    """Weights of a row that share a scale; -1: the whole row."""
+    sym: Literal[True] = True
+    desc_act: bool = False  # ASSUME: GPTQ's plain order; the paper does not state it
+    damp_percent: Annotated[float, Field(gt=0, lt=1)] = 0.01  # ASSUME: GPTQ's default; the paper does not state it
+    num_calibration_samples: PositiveInt
+    calibration_sequence_length: PositiveInt
+    seed: Seed
+    """Seeds the draw of calibration sequences from the train split."""
+
+
+class TasksConfig(Config):
+    """Benchmarks built from the documents of the test split (see `evaluation/build_tasks.py`)."""
+
+    seed: Seed
+    num_documents: PositiveInt
+    """Test documents whose text is scored for perplexity and bits per byte."""
+    document_characters: PositiveInt
+    """Characters of each such document, from its beginning."""
+    num_items: PositiveInt
+    """Items per task."""
+
+
+class EvaluateConfig(Config):
+    """One suite of lm-eval tasks on one model."""
+
+    tasks: Annotated[list[str], Field(min_length=1)]
+    num_fewshot: Annotated[int, Field(ge=0)] = 0
+    batch_size: PositiveInt
+    dtype: Literal["float32", "float16", "bfloat16"]
+    """Precision of the weights during evaluation; log-softmax is always computed in float32."""
+    limit: PositiveInt | None = None
+    """Items per task, for smoke runs."""
+
+
+class ReportConfig(Config):
+    """The page that shows a study."""
+
+    study: str
+    title: str
+    seed: Seed
+    """Seeds the resampling of documents behind every interval."""
+    num_resamples: PositiveInt
+    """Bootstrap resamples per interval."""
+
+
+def describe_problems(source: str, error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """Return one line per problem of a failed validation: file, key, value received, and the way out."""
+    return [_describe(source, problem, model) for problem in error.errors(include_url=False)]
+
+
+def _describe(source: str, problem: dict[str, Any], model: type[BaseModel]) -> str:
+    path = ".".join(str(part) for part in problem["loc"]) or "(top level)"
+    value = repr(problem["input"])
+    shown = value if len(value) <= 60 else value[:57] + "..."
+    if problem["type"] == "extra_forbidden":
+        names = _valid_names(model)
+        close = difflib.get_close_matches(str(problem["loc"][-1]), names, n=1, cutoff=0.5)
+        remedy = f"did you mean `{close[0]}`?" if close else "remove it."
+        return f"{source}: {path}: unknown key; {remedy}"
+    if problem["type"] == "missing":
+        return f"{source}: {path}: required key is missing; add it."
+    message = problem["msg"].removeprefix("Value error, ").rstrip(".")
+    if problem["type"] == "value_error":
+        return f"{source}: {path}: {message}."
+    return f"{source}: {path}: {message[0].lower() + message[1:]}; got {shown}."
+
+
+def _valid_names(model: type[BaseModel]) -> list[str]:
+    schema = model.model_json_schema()
+    parts = [schema, *schema.get("$defs", {}).values()]
+    return sorted({name for part in parts for name in part.get("properties", {})})
+
+
+def validate(model: type[C], data: Any, source: str) -> C:
+    """Return `data` as `model`. Raises `ConfigError` with every problem, each naming `source` and key."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(describe_problems(source, error, model)) from None
+    except RecursionError:
+        raise ConfigError([f"{source}: nested too deeply; a config has a handful of levels."]) from None
+
+
+def read_config(model: type[C], path: Path) -> C:
+    """Return the resolved stage config in the JSON file `path`. Raises `ConfigError` naming file, key and remedy."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError([f"{path}: no such file; check --config."]) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError([f"{path}: not a readable JSON config ({error}); let the workflow write it again."]) from None
+    return validate(model, data, str(path))

@@ -1,0 +1,42 @@
+"""Where lines go: everything to a file when one is given, the project's own lines to the console."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+
+@contextmanager
+def log_to(path: Path | None) -> Iterator[None]:
+    """Send the project's INFO lines to stderr and, with `path`, all that libraries log, warn or print to that file."""
+    root = logging.getLogger()
+    console = logging.StreamHandler(sys.stderr)
+    console.setFormatter(logging.Formatter("%(message)s"))
+    console.addFilter(logging.Filter("openspectra"))
+    handlers: list[logging.Handler] = [console]
+    streams = ExitStack()
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(path, encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handlers.append(file)
+        streams.enter_context(redirect_stdout(file.stream))
+        streams.enter_context(redirect_stderr(file.stream))
+    logging.captureWarnings(True)
+    warnings.simplefilter("default")
+    for handler in handlers:
+        root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    except Exception:
+        if path:
+            logging.getLogger("traceback").exception("failed")
+        raise
+    finally:
+        streams.close()
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()

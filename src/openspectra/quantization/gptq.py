@@ -1,0 +1,128 @@
+"""QuantLM: GPTQ of a FloatLM with gptqmodel, the successor that auto-gptq names (paper, QuantLM).
+
+The artifact is a plain Llama folder with the dequantized weights, which is what gets evaluated, and `gptq/` with the
+packed ones. A layer that fell back to round-to-nearest is an error: it would not be GPTQ.
+"""
+
+import csv
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from openspectra.artifacts import Artifact
+from openspectra.config import QuantizeConfig
+from openspectra.data.order import sequence_at
+from openspectra.data.tokenizer import TOKENIZER_FILES
+from openspectra.data.tokens import Tokens
+from openspectra.errors import ConfigError, OpenSpectraError
+from openspectra.model.size import bits_per_weight, model_size_bits
+
+BATCH_SIZE = 8
+"""Calibration sequences per forward pass; fixed, because it changes the order of sums."""
+SETTINGS = {
+    "GPTQMODEL_CPU_WORKERS": "2",  # its default, half of the cores, is refused on a machine with two
+    "TORCHAO_FORCE_SKIP_LOADING_SO_FILES": "1",
+    "TORCHDYNAMO_DISABLE": "1",  # gptqmodel compiles its dequantization: 20 s for work of milliseconds
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def quantize(config: QuantizeConfig, model: Artifact, train: Artifact, folder: Path) -> dict[str, Any]:
+    """Write the QuantLM of one FloatLM into `folder`; return its counts and mean layer error.
+
+    Raises `ConfigError` for a model that is no FloatLM, `OpenSpectraError` naming the layer that GPTQ failed on.
+    """
+    if model.manifest.config.get("family") != "floatlm":
+        raise ConfigError([f"--model: {model.folder} is a {model.manifest.config.get('family')}; give a floatlm."])
+    model.verify()
+    os.environ.update(SETTINGS)
+    packed = folder / "gptq"
+    rows = _run_gptq(config, model.folder, _calibration(config, train), packed)
+    _write_layers(rows, folder / "layers.csv")
+    _write_dense(packed, folder)
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(model.file(name), folder / name)
+    return _counts(config, model) | {"mean_layer_loss": sum(row["loss"] for row in rows) / len(rows)}
+
+
+def _calibration(config: QuantizeConfig, train: Artifact) -> list[list[int]]:
+    """Return the calibration sequences, drawn by seed from the train split."""
+    tokens, length = Tokens(train), config.calibration_sequence_length
+    indices = sequence_at(range(config.num_calibration_samples), tokens.num_sequences(length), config.seed)
+    return tokens.sequences(indices, length)[:, :-1].tolist()
+
+
+def _run_gptq(config: QuantizeConfig, model_folder: Path, samples: list[list[int]], packed: Path) -> list[dict[str, Any]]:
+    import torch
+    from gptqmodel import GPTQModel
+    from gptqmodel import QuantizeConfig as GPTQConfig
+
+    settings = GPTQConfig(
+        bits=config.bits,
+        group_size=config.group_size,
+        sym=config.sym,
+        desc_act=config.desc_act,
+        damp_percent=config.damp_percent,
+        act_group_aware=False,  # gptqmodel's default reorders the groups, which GPTQ does not
+        fallback=None,
+        offload_to_disk=False,  # its temporary folder's name would enter config.json
+        device="cpu",
+    )
+    # the default on a CPU is bfloat16, which would round the weights before GPTQ sees them
+    model = GPTQModel.load(str(model_folder), settings, dtype=torch.float32)
+    model.quantize([{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in samples], batch_size=BATCH_SIZE)
+    model.save(str(packed))
+    with (packed / "quant_log.csv").open(newline="") as file:
+        rows = [_layer_row(row, config.model_id) for row in csv.DictReader(file)]
+    (packed / "quant_log.csv").unlink()  # it holds times; layers.csv has the rest
+    return rows
+
+
+def _layer_row(row: dict[str, str], model_id: str) -> dict[str, Any]:
+    try:
+        loss = float(row["loss"])
+    except ValueError:
+        loss = math.nan
+    if not math.isfinite(loss) or loss >= 999999999:  # gptqmodel's mark for a layer without a GPTQ error
+        raise OpenSpectraError(
+            f"{model_id}: GPTQ failed on layer {row['layer']} {row['module']} (loss {row['loss']}); "
+            "use more calibration samples or a larger damp_percent."
+        )
+    return {
+        "layer": int(row["layer"]),
+        "module": row["module"],
+        "loss": loss,
+        "num_samples": int(row["samples"]),
+        "damp_percent": float(row["damp"]),
+    }
+
+
+def _write_layers(rows: list[dict[str, Any]], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted(rows, key=lambda row: (row["layer"], row["module"])))
+
+
+def _write_dense(packed: Path, folder: Path) -> None:
+    """Write the dequantized weights of a packed folder as an unquantized Llama folder."""
+    import torch
+    from gptqmodel import BACKEND, GPTQModel
+    from gptqmodel.nn_modules.qlinear.torch import dequantize_model
+
+    loaded = GPTQModel.load(str(packed), device="cpu", backend=BACKEND.TORCH, dtype=torch.float16)
+    dequantize_model(loaded.model).save_pretrained(folder)
+
+
+def _counts(config: QuantizeConfig, model: Artifact) -> dict[str, Any]:
+    metrics = model.manifest.metrics
+    linear, total = metrics["num_linear_parameters"], metrics["num_parameters"]
+    width = bits_per_weight(f"quantlm-{config.bits}bit", config.group_size)
+    return {
+        "num_parameters": total,
+        "num_linear_parameters": linear,
+        "bits_per_weight": width,
+        "model_size_bits": model_size_bits(linear, total, width),
+    }

@@ -1,0 +1,17 @@
+"""Compile gptqmodel's packing extension, once per machine: 30 to 60 s that no user should meet in a first run."""
+
+import os
+
+from openspectra.quantization.gptq import SETTINGS
+
+
+def main() -> None:
+    """Build the extension into the user's cache, where every later process finds it."""
+    os.environ.update(SETTINGS)
+    from gptqmodel.utils.cpp import load_pack_block_extension
+
+    load_pack_block_extension()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+"""The number of each stage. Raise it when a change alters what the stage produces.
+
+Snakemake passes it as a param: a raised number reruns that stage and what follows, and says why. It is part of every
+manifest, so artifacts of two versions are never taken for each other.
+"""
+
+STAGE_VERSIONS = {
+    "corpus": 1,
+    "tokenizer": 1,
+    "tokens": 1,
+    "pretrain": 1,
+    "quantize": 1,
+    "tasks": 1,
+    "evaluate": 1,
+    "report": 1,
+}

@@ -1,0 +1,29 @@
+"""Learning rate and weight decay as pure functions of the step (paper, training recipes).
+
+FloatLM: cosine from the peak to `min_lr`. TriLM: peak(t) * (1 - t/T), the peak lowered at half of the steps, weight
+decay off after two thirds. Both after a linear warm-up. `step` counts finished updates: the rate is that of the
+update that takes the run from `step` to `step + 1`.
+"""
+
+import math
+
+from openspectra.config import PretrainConfig
+
+
+def learning_rate(config: PretrainConfig, step: int) -> float:
+    """Return the learning rate of one update."""
+    dropped = config.lr_drop_step is not None and step >= config.lr_drop_step
+    peak = config.peak_lr_after_drop if dropped else config.peak_lr
+    if step < config.warmup_steps:
+        return peak * (step + 1) / config.warmup_steps
+    if config.schedule == "linear":
+        # ASSUME: the drop scales the line, lr = peak(t) * (1 - t/T); the paper prints no formula
+        return peak * (1 - step / config.max_steps)
+    progress = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
+    return config.min_lr + (peak - config.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def weight_decay(config: PretrainConfig, step: int) -> float:
+    """Return the weight decay of one update."""
+    stopped = config.weight_decay_stop_step is not None and step >= config.weight_decay_stop_step
+    return 0.0 if stopped else config.weight_decay

@@ -1,0 +1,59 @@
+"""Fixtures: small real artifacts for unit tests, and one whole run of the `tiny` study for everything that needs it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TRACKED = ("Snakefile", "config.yaml", "studies", "workflow", "slurm", "envs", "resources")
+
+
+def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    """Run a command with this environment's programs first on the PATH; stdout holds both streams."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    settings = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", **environment}
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=os.environ | {"PATH": path} | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
+def snakemake(project: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Run the workflow of the `tiny` study in `project` on two cores."""
+    return run("snakemake", "--cores", "2", "--config", "study=tiny", *arguments, cwd=project)
+
+
+def copy_project(target: Path) -> Path:
+    """Copy what a clone holds of the workflow, without results."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in TRACKED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, target / name, dirs_exist_ok=True)
+        elif source.exists():
+            shutil.copy2(source, target / name)
+    return target
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """A project folder in which the whole tiny study has been run. Not to be changed: take `tiny_copy` for that."""
+    project = copy_project(tmp_path_factory.mktemp("tiny") / "project")
+    finished = snakemake(project)
+    assert finished.returncode == 0, finished.stdout[-5000:]
+    return project
+
+
+@pytest.fixture
+def tiny_copy(tiny, tmp_path) -> Path:
+    """A copy of the finished tiny project, time stamps kept, for tests that change something."""
+    return Path(shutil.copytree(tiny, tmp_path / "project", symlinks=True))

@@ -1,0 +1,156 @@
+"""Studies: what is wrong is refused at once, with file, key and remedy; what is right resolves as the paper says."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from openspectra.errors import ConfigError
+from openspectra.strict_yaml import read_yaml
+from openspectra.study import Study, load_study, rate_label, resolved_configs, study_digest
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "studies" / "tiny.yaml"
+
+
+def changed(tmp_path, *changes: tuple[str, object]) -> Path:
+    """Write the tiny study with values at dotted paths replaced."""
+    study = read_yaml(TINY)
+    for path, value in changes:
+        *parents, last = path.split("/")
+        target = study
+        for key in parents:
+            target = target[int(key) if key.isdigit() else key]
+        target[last] = value
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    return tmp_path / "study.yaml"
+
+
+def problems(path: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_study(path)
+    assert all(str(path) in line for line in caught.value.problems)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_study_is_valid(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert load_study(path).models, f"{path} no longer fits the schema: mend the study or the schema"
+
+
+def test_schema_file_is_the_one_the_types_give():
+    path = ROOT / "workflow" / "schemas" / "study.schema.json"
+    expected = json.dumps(Study.model_json_schema(), indent=2) + "\n"
+    assert path.read_text() == expected, "run `openspectra schema > workflow/schemas/study.schema.json`"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("training/total_tokns", 1, "did you mean `total_tokens`"),
+        ("sizes/2L/hiden_size", 1, "did you mean `hidden_size`"),
+        ("families/trilm/peak_lrs", {}, "did you mean `peak_lr`"),
+        ("quantization/bits", [5], "should be 3, 4, 6 or 8; got 5"),
+        ("training/total_tokens", "many", "training.total_tokens: input should be a valid integer; got 'many'"),
+        ("training/total_tokens", True, "valid integer; got True"),
+        ("training/total_tokens", 0, "greater than or equal to 1; got 0"),
+        ("training/adam_eps", float("nan"), "adam_eps: "),
+        ("training/gradient_clip_norm", float("inf"), "gradient_clip_norm: "),
+        ("corpus/test_fraction", -0.1, "test_fraction: input should be greater than 0; got -0.1"),
+        ("families/trilm/peak_lr", {"9B": 1e-3}, "families.trilm.peak_lr must have one entry for each of `sizes` (2L); unknown: ['9B']"),
+        ("families/trilm/lr_drop", {"at": 0.5, "to": {}}, "families.trilm.lr_drop.to must have one entry"),
+        ("sizes/2L/num_attention_heads", 5, "heads of even width; got 5 and 128"),
+        ("sizes/2L/scales_per_matrix", 3, "`scales_per_matrix` must divide `hidden_size`; got 3 and 128"),
+        ("families/floatlm/micro_batch_size", 3, "`micro_batch_size` must divide `global_batch_size`; got 3 and 4"),
+        ("quantization/group_size", {4: 100, 3: 128, 6: -1, 8: -1}, "must divide `hidden_size` of size 2L; got 100 and 128"),
+        ("quantization/group_size", {4: 128}, "needs an entry for every width"),
+        ("tokenizer/vocab_size", 10**30, "less than or equal to"),
+        ("families/floatlm/peak_lr", {"table": "missing.csv"}, "missing.csv: cannot be read"),
+        ("evaluation/suites", {}, "evaluation.suites"),
+        ("training/precision", "8-bit", "precision"),
+    ],
+)
+def test_bad_value_is_refused_with_its_key(tmp_path, key, value, message):
+    assert message in problems(changed(tmp_path, (key, value)))
+
+
+def test_all_problems_come_at_once(tmp_path):
+    text = problems(changed(tmp_path, ("seed", "x"), ("quantization/bits", [5]), ("training/unknown", 1)))
+    assert len(text.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\na: 2\n", "line 2: duplicate key 'a'; keep one"),
+        ("a: &x [1]\nb: *x\n", "aliases are not allowed"),
+        ("a: [1\n", "correct the YAML"),
+        ("a: !!python/object/apply:os.system ['true']\n", "could not determine a constructor"),
+        ("\ttab: 1\n", "correct the YAML"),
+        ("", "study.yaml"),
+        ("- 1\n", "study.yaml"),
+    ],
+)
+def test_hostile_yaml_is_refused(tmp_path, text, message):
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    assert message in problems(path)
+
+
+def test_missing_and_binary_files_are_refused(tmp_path):
+    assert "no such file; check the path" in problems(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "not UTF-8" in problems(tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "1E-3", "0.001"])
+def test_exponents_are_numbers(tmp_path, text):
+    (tmp_path / "x.yaml").write_text(f"rate: {text}\n")
+    assert read_yaml(tmp_path / "x.yaml") == {"rate": 0.001}
+
+
+def test_formatting_and_order_do_not_change_the_digest(tmp_path):
+    reordered = dict(reversed(read_yaml(TINY).items()))
+    (tmp_path / "tiny.yaml").write_text("# a comment\n" + yaml.safe_dump(reordered, default_flow_style=True))
+    digests = {study_digest(resolved_configs(load_study(path), "tiny")) for path in (TINY, tmp_path / "tiny.yaml")}
+    assert len(digests) == 1
+
+
+def test_a_list_of_rates_makes_variants(tmp_path):
+    study = load_study(changed(tmp_path, ("families/trilm/peak_lr", {"2L": [1e-3, 4e-3]})))
+    assert set(study.pretrained) == {"floatlm/2L", "trilm/2L+lr1e-3", "trilm/2L+lr4e-3"}
+    assert study.pretrained["trilm/2L+lr4e-3"].peak_lr_after_drop == pytest.approx(0.0025)
+
+
+def test_rates_come_from_the_row_with_the_lowest_validation_loss(tmp_path):
+    table = tmp_path / "rates.csv"
+    with table.open("w") as file:
+        file.write("# a comment with date and machine\n")
+        writer = csv.writer(file)
+        writer.writerows([["family", "size", "peak_lr", "valid_loss"], ["floatlm", "2L", 0.001, 5.0]])
+        writer.writerows([["floatlm", "2L", 0.002, 4.0], ["floatlm", "2L", 0.004, 4.5], ["trilm", "2L", 0.008, 1.0]])
+    study = load_study(changed(tmp_path, ("families/floatlm/peak_lr", {"table": str(table)})))
+    assert study.pretrained["floatlm/2L"].peak_lr == 0.002
+
+
+def test_sweep_plans_nothing_that_reads_the_test_split(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    study = load_study(ROOT / "studies" / "demo-rates.yaml")
+    planned = resolved_configs(study, "demo-rates")
+    assert not [path for path in planned if path.startswith(("tasks", "evaluation", "tokens/test"))]
+
+
+def test_demo_and_its_sweep_train_the_same_way(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    demo, sweep = (load_study(ROOT / "studies" / f"{name}.yaml") for name in ("demo", "demo-rates"))
+    for model_id, run in demo.pretrained.items():
+        twin = sweep.pretrained[f"{model_id}+lr{rate_label(run.peak_lr)}"]
+        assert run.model_dump(exclude={"model_id"}) == twin.model_dump(exclude={"model_id"})
+
+
+@pytest.mark.parametrize(("rate", "label"), [(0.004, "4e-3"), (0.016, "1.6e-2"), (1.0, "1e0"), (0.00024, "2.4e-4")])
+def test_rate_label(rate, label):
+    assert rate_label(rate) == label

@@ -1,0 +1,99 @@
+"""Training that is stopped or killed ends bit-identical to training that is not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import run
+
+LONG = {"max_steps": 300, "checkpoint_every_steps": 20, "log_every_steps": 10, "valid_every_steps": 50}
+
+
+def command(project: Path, out: Path) -> list[str]:
+    results = project / "results/tiny"
+    config = json.loads((results / "configs/trilm/2L.json").read_text()) | LONG
+    path = out.parent / "config.json"
+    path.write_text(json.dumps(config))
+    parents = ["--train", f"{results}/tokens/train", "--valid", f"{results}/tokens/valid", "--tokenizer", f"{results}/tokenizer"]
+    return ["openspectra", "pretrain", "--config", str(path), *parents, "--out", str(out)]
+
+
+def start(arguments: list[str]) -> subprocess.Popen:
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_step(out: Path, step: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not any(int(path.stem[5:]) >= step for path in out.glob("checkpoints/*/step-*.pt")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny, tmp_path_factory) -> bytes:
+    out = tmp_path_factory.mktemp("straight") / "model"
+    finished = run(*command(tiny, out), cwd=tiny)
+    assert finished.returncode == 0, finished.stdout
+    return (out / "manifest.json").read_bytes()
+
+
+def test_killed_three_times_ends_the_same(tiny, tmp_path, uninterrupted):
+    out = tmp_path / "straight" / "model"  # the same depth as the reference: parents are recorded by relative path
+    out.parent.mkdir()
+    for step in (20, 100, 220):
+        process = start(command(tiny, out))
+        wait_for_step(out, step, process)
+        process.kill()
+        process.wait()
+        assert not (out / "manifest.json").exists()
+    finished = run(*command(tiny, out), cwd=tiny)
+    assert finished.returncode == 0, finished.stdout
+    ours, reference = json.loads((out / "manifest.json").read_bytes()), json.loads(uninterrupted)
+    assert ours["files"] == reference["files"]
+    assert ours["metrics"] == reference["metrics"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1], ids=lambda s: s.name)
+def test_signal_saves_exits_75_and_resumes_the_same(tiny, tmp_path, uninterrupted, number):
+    out = tmp_path / "model"
+    process = start(command(tiny, out))
+    wait_for_step(out, 40, process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert "state saved; the same command continues" in output
+    assert not (out / "manifest.json").exists()
+    finished = run(*command(tiny, out), cwd=tiny)
+    assert finished.returncode == 0, finished.stdout
+    assert json.loads((out / "manifest.json").read_bytes())["files"] == json.loads(uninterrupted)["files"]
+
+
+def test_newest_checkpoint_damaged_falls_back_to_the_one_before(tiny, tmp_path, uninterrupted):
+    out = tmp_path / "model"
+    process = start(command(tiny, out))
+    wait_for_step(out, 60, process)
+    process.kill()
+    process.wait()
+    newest = max(out.glob("checkpoints/*/step-*.pt"))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    finished = run(*command(tiny, out), cwd=tiny)
+    assert finished.returncode == 0, finished.stdout
+    assert f"{newest.name}: damaged or incomplete, skipped" in finished.stdout
+    assert json.loads((out / "manifest.json").read_bytes())["files"] == json.loads(uninterrupted)["files"]
+
+
+def test_second_trainer_on_one_folder_is_refused(tiny, tmp_path):
+    out = tmp_path / "model"
+    process = start(command(tiny, out))
+    wait_for_step(out, 20, process)
+    second = run(*command(tiny, out), cwd=tiny)
+    assert second.returncode == 1
+    assert "another process trains this model" in second.stdout
+    process.kill()
+    process.wait()

@@ -1,0 +1,69 @@
+"""The study, checked before any job is planned, and the helpers that rules share."""
+
+import re
+from pathlib import Path
+
+from openspectra.errors import ConfigError
+from openspectra.model_ids import ModelId
+from openspectra.stage_versions import STAGE_VERSIONS
+from openspectra.study import load_study, rates_tables, resolved_configs, study_digest
+
+NAME = str(config.get("study"))
+if set(config) != {"study"} or not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", NAME):
+    raise WorkflowError(f"config.yaml: the one key is `study`, the name of a file in studies/; got {dict(config)}.")
+STUDY_FILE = f"studies/{NAME}.yaml"
+try:
+    STUDY = load_study(Path(STUDY_FILE))
+except ConfigError as error:
+    raise WorkflowError(str(error)) from None
+
+ENVIRONMENT = "../../envs/environment.yaml"
+RESULTS = f"results/{NAME}"
+REPORTS = f"reports/{NAME}"
+LOGS = f"logs/{NAME}"
+CONFIGS = resolved_configs(STUDY, NAME)
+MODELS = expand(f"{RESULTS}/{{model}}/manifest.json", model=STUDY.models)
+SUITES = STUDY.evaluation.suites if STUDY.evaluation else {}
+EVALUATIONS = expand(f"{RESULTS}/evaluation/{{model}}/{{suite}}/manifest.json", model=STUDY.models, suite=SUITES)
+BUILT_TASKS = [f"{RESULTS}/tasks/manifest.json"] if STUDY.evaluation and STUDY.evaluation.built_tasks else []
+
+
+wildcard_constraints:
+    split="|".join(STUDY.splits),
+    pretrained="|".join(map(re.escape, STUDY.pretrained)) or "none",
+    quantized="|".join(map(re.escape, STUDY.quantized)) or "none",
+    model="|".join(map(re.escape, STUDY.models)),
+    suite="|".join(SUITES) or "none",
+
+
+def resolved(path: str):
+    """Return a param that changes exactly when the resolved config of the artifact at `path` does."""
+
+    def param(wildcards):
+        return CONFIGS[path.format(**dict(wildcards))].model_dump_json()
+
+    return param
+
+
+def float_manifest(wildcards) -> str:
+    """Return the manifest of the FloatLM that a QuantLM is made from."""
+    quantized = ModelId.parse(wildcards.quantized)
+    parent = ModelId("floatlm", quantized.size, quantized.variant, quantized.step)
+    return f"{RESULTS}/{parent}/manifest.json"
+
+
+def describe_training(wildcards) -> str:
+    """Return what a training job will do, in one line, for the log and the dry run."""
+    run = STUDY.pretrained[wildcards.pretrained]
+    rates = f"{run.peak_lr:g}" + (f" -> {run.peak_lr_after_drop:g}" if run.peak_lr_after_drop else "")
+    return (
+        f"{run.shape.num_parameters:,} parameters, peak rate {rates}, {run.max_steps:,} steps of "
+        f"{run.global_batch_size} x {run.sequence_length} = {run.tokens_per_step:,} tokens"
+    )
+
+
+def describe_quantization(wildcards) -> str:
+    """Return what a quantization job will do, in one line."""
+    run = STUDY.quantized[wildcards.quantized]
+    group = f"group {run.group_size}" if run.group_size > 0 else "one scale per output"
+    return f"GPTQ to {run.bits} bits, {group}, {run.num_calibration_samples} x {run.calibration_sequence_length} tokens"

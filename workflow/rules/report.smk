@@ -1,0 +1,46 @@
+REPORTED = [
+    f"{RESULTS}/corpus/manifest.json",
+    f"{RESULTS}/tokenizer/manifest.json",
+    *expand(f"{RESULTS}/tokens/{{split}}/manifest.json", split=STUDY.splits),
+    *BUILT_TASKS,
+    *MODELS,
+    *EVALUATIONS,
+]
+
+
+rule render_report:
+    input:
+        config=ancient(f"{RESULTS}/configs/report.json"),
+        artifacts=REPORTED,
+        rates=rates_tables(STUDY),
+    output:
+        f"{REPORTS}/manifest.json",
+    log:
+        f"{LOGS}/render_report.log",
+    params:
+        stage_version=STAGE_VERSIONS["report"],
+        resolved=resolved("report"),
+        rates=[f"--rates {path}" for path in rates_tables(STUDY)],
+    conda:
+        ENVIRONMENT
+    message:
+        "report"
+    shell:
+        "openspectra report --config {input.config} {params.rates} --out $(dirname {output}) --log {log} {input.artifacts}"
+
+
+rule track_artifacts:
+    input:
+        artifacts=[*REPORTED, f"{REPORTS}/manifest.json"],
+    output:
+        f"{RESULTS}/tracking.json",
+    log:
+        f"{LOGS}/track_artifacts.log",
+    params:
+        experiment=NAME,
+    conda:
+        ENVIRONMENT
+    message:
+        "MLflow"
+    shell:
+        "openspectra track --experiment {params.experiment} --out {output} --log {log} {input.artifacts}"
