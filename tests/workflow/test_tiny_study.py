@@ -167,7 +167,7 @@ def test_plain_lm_eval_gives_the_same_score(tiny, tmp_path):
     settings = f"pretrained={model},dtype=float32,softmax_dtype=float32"
     finished = run(
         *("lm_eval", "--model", "hf", "--model_args", settings, "--include_path", "results/tiny/tasks"),
-        *("--tasks", "continuation,minimal_pairs,held_out_text", "--batch_size", "16", "--device", "cpu"),
+        *("--tasks", "continuation", "--batch_size", "16", "--device", "cpu"),
         *("--output_path", str(tmp_path / "scores.json")),
         cwd=tiny,
         OMP_NUM_THREADS="1",
@@ -176,8 +176,8 @@ def test_plain_lm_eval_gives_the_same_score(tiny, tmp_path):
     theirs = json.loads(next(tmp_path.glob("**/*.json")).read_text())["results"]
     with (tiny / "results/tiny/evaluation/trilm/2L/held_out/scores.csv").open() as file:
         ours = {(row["task"], row["metric"]): float(row["value"]) for row in csv.DictReader(file)}
-    for task, metric in (("continuation", "acc"), ("minimal_pairs", "acc"), ("held_out_text", "bits_per_byte")):
-        assert ours[task, metric] == theirs[task][f"{metric},none"]
+    for metric in ("acc", "acc_norm"):
+        assert ours["continuation", metric] == theirs["continuation"][f"{metric},none"]
 
 
 def damage(path: Path, how: str) -> None:

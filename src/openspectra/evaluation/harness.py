@@ -1,0 +1,146 @@
+"""Evaluation with lm-eval: one suite of tasks on one model, scores and every item's log-likelihoods kept.
+
+Tasks run one after the other, each as a run of its own: the batches of a task, and so the last digits of its score,
+then depend on no other task, and equal those of `lm_eval --tasks <task>` with the same batch size and threads.
+"""
+
+import difflib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from openspectra.artifacts import Artifact
+from openspectra.config import EvaluateConfig
+from openspectra.errors import ConfigError, DamagedArtifactError, OpenSpectraError
+from openspectra.evaluation.build_tasks import TASK_TABLE
+from openspectra.evaluation.scores import Scores, write_scores
+
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",  # without it every file of a data set is asked for five times before lm-eval gives up
+    "TOKENIZERS_PARALLELISM": "false",
+    "TORCHAO_FORCE_SKIP_LOADING_SO_FILES": "1",
+    "TQDM_DISABLE": "1",
+}
+"""Set, where the caller has not, before the libraries that read them are imported."""
+
+
+def evaluate(config: EvaluateConfig, model: Artifact, tasks: Artifact | None, folder: Path) -> dict[str, Any]:
+    """Write `scores.csv`, `documents.csv` and `items.csv` of one model; return the scores as `<task>/<metric>`.
+
+    `tasks` is a folder made by `build_tasks`; names it does not hold are lm-eval's own tasks, read from the cache of
+    `datasets`. Raises `ConfigError` for a task nobody knows, and `OpenSpectraError` for a score that is no number.
+    """
+    model.verify()
+    if tasks:
+        tasks.verify()
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    runs = _load_tasks(config, tasks)
+    lm = _load_model(config, model)
+    scores = Scores(model_id=str(model.manifest.config.get("model_id", model.folder.name)))
+    for run in runs:
+        scores.add(_run(config, lm, run, scores.model_id), run["tasks"], lm)
+    write_scores(scores, folder)
+    return scores.summary()
+
+
+def _load_tasks(config: EvaluateConfig, tasks: Artifact | None) -> list[dict[str, Any]]:
+    """Return lm-eval's loaded tasks and groups, one entry per name in the config.
+
+    Indexing the 13,000 tasks that come with lm-eval takes seconds, so that is done only where one of them is named.
+    """
+    from lm_eval.tasks import TaskManager
+
+    built = json.loads(tasks.file(TASK_TABLE).read_text(encoding="utf-8")) if tasks else {}
+    include_defaults = not set(config.tasks) <= set(built)
+    manager = TaskManager(include_path=str(tasks.folder) if tasks else None, include_defaults=include_defaults)
+    _require_known(config.tasks, manager.all_tasks)
+    with tempfile.TemporaryDirectory(prefix="openspectra-") as cache:
+        return [
+            _load_built_task(name, built[name]["num_items"], manager, tasks, cache)
+            if name in built
+            else _load_task(name, manager)
+            for name in config.tasks
+        ]
+
+
+def _require_known(names: list[str], known: list[str]) -> None:
+    problems = [
+        f"evaluate.tasks: {name!r} is named twice; name it once."
+        for name in sorted(set(names))
+        if names.count(name) > 1
+    ]
+    for name in sorted(set(names) - set(known)):
+        close = difflib.get_close_matches(name, known, n=1)
+        remedy = f"did you mean `{close[0]}`?" if close else "`lm_eval ls tasks` prints the names."
+        problems.append(f"evaluate.tasks: {name!r}: no such task; {remedy}")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _load_task(name: str, manager) -> dict[str, Any]:
+    try:
+        return manager.load(name)
+    except ConnectionError as error:
+        raise OpenSpectraError(
+            f"evaluate.tasks: {name}: its data are not in the cache of `datasets` ({error}); "
+            f"run `HF_HUB_OFFLINE=0 lm_eval --model dummy --tasks {name} --limit 1` once where there is network."
+        ) from None
+
+
+def _load_built_task(name: str, num_items: int, manager, tasks: Artifact, cache: str) -> dict[str, Any]:
+    """Return the loaded task, having read the very file of `tasks`, from any working directory.
+
+    `datasets` knows a file it has seen by path and time alone; an empty `cache` makes it read the content.
+    """
+    entry, data_file = manager.task_index[name], tasks.file(f"{name}.jsonl")
+    source = {"data_files": {"test": str(data_file)}, "cache_dir": cache, "keep_in_memory": True}
+    loaded = manager.load({**entry.cfg, "dataset_kwargs": source})
+    if entry.yaml_path.parent != tasks.folder or len(loaded["tasks"][name].eval_docs) != num_items:
+        raise DamagedArtifactError(
+            f"{entry.yaml_path}: did not load the {num_items} items of {data_file}; rerun stage `tasks`."
+        )
+    return loaded
+
+
+def _load_model(config: EvaluateConfig, model: Artifact):
+    """Return lm-eval's view of the model's folder. Log-softmax in float32: half precision blurs perplexities."""
+    import torch
+    import transformers
+
+    from openspectra.evaluation.language_model import LanguageModel
+
+    transformers.logging.disable_default_handler()
+    transformers.logging.enable_propagation()
+    return LanguageModel(
+        pretrained=str(model.folder),
+        dtype=config.dtype,
+        softmax_dtype="float32",
+        batch_size=config.batch_size,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )
+
+
+def _run(config: EvaluateConfig, lm, run: dict[str, Any], model_id: str) -> dict[str, Any]:
+    """Return lm-eval's results of one task or group, as `lm_eval.simple_evaluate` computes them.
+
+    That function itself also describes the machine (1.3 s) and the working directory, which an artifact must not hold.
+    Standard errors of means are computed from the items. The others are left to the report, which resamples whole
+    documents; lm-eval would resample single items, which is too optimistic where a document gives several.
+    """
+    from lm_eval.defaults import DEFAULT_OTHER_SEED
+    from lm_eval.evaluator import evaluate as evaluate_tasks
+
+    for task in run["tasks"].values():
+        if task.get_config("num_fewshot") != 0:
+            task.set_config(key="num_fewshot", value=config.num_fewshot)
+        task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+    try:
+        return evaluate_tasks(lm, run, limit=config.limit, bootstrap_iters=0)
+    except OverflowError:
+        names = ", ".join(run["tasks"])
+        raise OpenSpectraError(
+            f"{model_id}: {names}: a perplexity is too large for a number; the model is broken."
+        ) from None

@@ -1,0 +1,27 @@
+"""lm-eval's Hugging Face model without progress bars, and with a readable error for a text that does not fit.
+
+Imports torch, transformers and lm-eval (some seconds): import this module where a model is needed, not at the top.
+"""
+
+from lm_eval.models.huggingface import HFLM
+
+from openspectra.errors import OpenSpectraError
+
+
+class LanguageModel(HFLM):
+    """Scores as `lm_eval --model hf` does."""
+
+    def loglikelihood(self, requests, disable_tqdm=True):
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def loglikelihood_rolling(self, requests, disable_tqdm=True):
+        return super().loglikelihood_rolling(requests, disable_tqdm=True)
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm=True, override_bs=None):
+        longest = max(len(continuation) for _, _, continuation in requests)
+        if longest > self.max_length:
+            raise OpenSpectraError(
+                f"{self.pretrained}: reads at most {self.max_length} tokens, and an item asks for the likelihood of {longest}; "
+                "take a shorter item, or a model with more `max_position_embeddings`."
+            )
+        return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)

@@ -1,0 +1,146 @@
+"""From lm-eval's results to tables: one row per score, per scored document, per item."""
+
+import csv
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from openspectra.errors import OpenSpectraError
+
+SCORE_COLUMNS = ("task", "metric", "filter", "value", "stderr", "num_samples", "chance")
+DOCUMENT_COLUMNS = ("task", "document_id", "num_tokens", "num_bytes", "log_likelihood")
+ITEM_COLUMNS = ("task", "item_id", "document_id", "filter")
+"""Followed by one column per metric of any task, and the log-likelihoods."""
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Scores:
+    """Rows of the three tables of one model, in the order the tasks were run. Log-likelihoods are in nats."""
+
+    model_id: str
+    scores: list[Row] = field(default_factory=list)
+    documents: list[Row] = field(default_factory=list)
+    items: list[Row] = field(default_factory=list)
+
+    def add(self, results: dict[str, Any], tasks: dict[str, Any], lm) -> None:
+        """Add the results of one lm-eval run. Raises `OpenSpectraError` where a number is NaN or infinite."""
+        for name, samples in results["samples"].items():
+            for sample in samples:
+                self._require_finite(name, "log-likelihood", _log_likelihoods(sample))
+            if tasks[name].OUTPUT_TYPE == "loglikelihood_rolling":
+                self.documents += [_document_row(name, sample, lm) for sample in samples]
+            else:
+                self.items += [_item_row(name, sample) for sample in samples]
+        for name, values in results["results"].items():
+            self.scores += self._score_rows(name, values, results["samples"].get(name, []), tasks.get(name))
+
+    def summary(self) -> dict[str, float]:
+        """Return every score as `<task>/<metric>`, with the filter where there is one."""
+        return {
+            "/".join(part for part in (row["task"], row["metric"], row["filter"]) if part != "none"): row["value"]
+            for row in self.scores
+        }
+
+    def _score_rows(self, name: str, values: dict[str, Any], samples: list[Row], task) -> list[Row]:
+        rows = []
+        for key, value in values.items():
+            metric, _, metric_filter = key.partition(",")
+            if not metric_filter or metric.endswith("_stderr") or isinstance(value, str):
+                continue
+            self._require_finite(name, metric, [value])
+            rows.append(
+                {
+                    "task": name,
+                    "metric": metric,
+                    "filter": metric_filter,
+                    "value": float(value),
+                    "stderr": _stderr(
+                        task, metric, [sample for sample in samples if sample["filter"] == metric_filter]
+                    ),
+                    "num_samples": values["sample_len"],
+                    "chance": _chance(task, samples) if metric.startswith("acc") else None,
+                }
+            )
+        return rows
+
+    def _require_finite(self, task: str, what: str, values: Iterable[float]) -> None:
+        for value in values:
+            if not math.isfinite(value):
+                raise OpenSpectraError(
+                    f"{self.model_id}: {task}: {what} is {value}, so the model computes no numbers; "
+                    f"train it anew, or evaluate with dtype float32."
+                )
+
+
+def write_scores(scores: Scores, folder: Path) -> None:
+    """Write `scores.csv`, `documents.csv` and `items.csv`; a table without rows has a header all the same."""
+    metrics = sorted({key for row in scores.items for key in row} - {*ITEM_COLUMNS, "log_likelihoods"})
+    _write_csv(folder / "scores.csv", SCORE_COLUMNS, scores.scores)
+    _write_csv(folder / "documents.csv", DOCUMENT_COLUMNS, scores.documents)
+    _write_csv(folder / "items.csv", (*ITEM_COLUMNS, *metrics, "log_likelihoods"), scores.items)
+
+
+def _document_row(name: str, sample: Row, lm) -> Row:
+    text = sample["arguments"][0][0]
+    _, num_bytes = sample.get("bits_per_byte") or sample.get("byte_perplexity") or (None, len(text.encode()))
+    return {
+        "task": name,
+        "document_id": sample["doc"].get("document_id", sample["doc_id"]),
+        "num_tokens": len(lm.tok_encode(text)),
+        "num_bytes": num_bytes,
+        "log_likelihood": _log_likelihoods(sample)[0],
+    }
+
+
+def _item_row(name: str, sample: Row) -> Row:
+    """Return ids, metrics that are one number per item, and the log-likelihood of each choice, separated by spaces.
+
+    The perplexity of a set of items has no value per item: it is exp(-mean of `log_likelihoods`).
+    """
+    metrics = {key: sample[key] for key in sample["metrics"] if key != "perplexity"}
+    return {
+        "task": name,
+        "item_id": sample["doc"].get("item_id", sample["doc_id"]),
+        "document_id": sample["doc"].get("document_id", sample["doc_id"]),
+        "filter": sample["filter"],
+        **{key: value for key, value in metrics.items() if isinstance(value, Real)},
+        "log_likelihoods": " ".join(map(repr, _log_likelihoods(sample))),
+    }
+
+
+def _log_likelihoods(sample: Row) -> list[float]:
+    """Return the log-likelihood of every request of an item, in nats; none where text was generated."""
+    answers = [answer[0] if isinstance(answer, tuple) else answer for answer in sample["filtered_resps"]]
+    return [float(answer) for answer in answers if isinstance(answer, Real)]
+
+
+def _stderr(task, metric: str, samples: list[Row]) -> float | None:
+    """Return the standard error of a mean over items, by lm-eval's formula; None for other aggregations."""
+    from lm_eval.api.metrics import mean, mean_stderr
+
+    if not task or len(samples) < 2 or task.aggregation().get(metric) is not mean:
+        return None
+    return float(mean_stderr([sample[metric] for sample in samples]))
+
+
+def _chance(task, samples: list[Row]) -> float | None:
+    """Return the expected accuracy of guessing: the mean over items of what the item states, or of 1 / choices."""
+    if not samples:
+        return None
+    if all("chance" in sample["doc"] for sample in samples):
+        return sum(sample["doc"]["chance"] for sample in samples) / len(samples)
+    if task.OUTPUT_TYPE == "multiple_choice":
+        return sum(1 / len(task.doc_to_choice(sample["doc"])) for sample in samples) / len(samples)
+    return None
+
+
+def _write_csv(path: Path, columns: tuple[str, ...], rows: list[Row]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,204 @@
+"""A made-up study on disk, of the shape that the stages write, for the tests of the report and of tracking."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from openspectra.artifacts import Artifact, ArtifactDraft, open_artifact, write_artifact
+from openspectra.config import (
+    CorpusConfig,
+    EvaluateConfig,
+    LlamaShape,
+    PretrainConfig,
+    QuantizeConfig,
+    StdlibCorpus,
+    TasksConfig,
+    TokenizerConfig,
+    TokensConfig,
+)
+from openspectra.errors import OpenSpectraError
+from openspectra.model_ids import ModelId
+from openspectra.reporting.load import load_results
+
+WIDTHS = {"0.4M": 64, "1.1M": 128, "2.6M": 256}
+CHANCE = {"cloze": 0.25, "continuation": 0.25, "minimal_pairs": 0.5}
+PENALTY = {None: 0.0, 8: 0.0002, 6: 0.0015, 4: 0.03, 3: 0.12}
+"""Nats per token that quantizing to so many bits costs in this study."""
+BITS_PER_WEIGHT = {"floatlm": 16, "trilm": 1.58, 8: 8, 6: 6, 4: 4.25, 3: 3.25}
+
+
+@dataclass
+class FakeStudy:
+    """Artifacts below `root` and how to add to them."""
+
+    root: Path
+    num_documents: int = 40
+    num_points: int = 20
+    """Rows of each training curve."""
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+
+    def add(self, name: str, stage: str, config, parents: dict[str, str], fill) -> Artifact:
+        """Write the artifact `name` with what `fill(draft)` puts in it."""
+        with write_artifact(self.root / name, stage, config, {role: self.artifacts[of] for role, of in parents.items()}) as draft:
+            fill(draft)
+        self.artifacts[name] = open_artifact(self.root / name)
+        return self.artifacts[name]
+
+    def add_data(self) -> None:
+        """Add corpus, tokenizer, tokens and tasks."""
+        corpus = CorpusConfig(documents=StdlibCorpus(source="python_stdlib"), valid_fraction=0.1, test_fraction=0.2)
+        counts = {"train": 700, "valid": 100, "test": 200}
+        self.add("corpus", "corpus", corpus, {}, lambda draft: draft.metrics.update(documents=counts, bytes=counts))
+        self.add(
+            "tokenizer", "tokenizer", TokenizerConfig(vocab_size=1024), {"corpus": "corpus"},
+            lambda draft: draft.metrics.update(vocab_size=1024, bytes_per_token=3.1),
+        )  # fmt: skip
+        for split, count in (("train", 3_000_000), ("valid", 400_000)):
+            self.add(
+                f"tokens/{split}", "tokens", TokensConfig(split=split), {"corpus": "corpus", "tokenizer": "tokenizer"},
+                lambda draft, count=count: draft.metrics.update(num_tokens=count, num_documents=700),
+            )  # fmt: skip
+        facts = {task: {"num_items": 200, "chance": chance, "metric": "acc"} for task, chance in CHANCE.items()}
+        tasks = TasksConfig(seed=1, num_documents=self.num_documents, document_characters=600, num_items=200)
+        self.add("tasks", "tasks", tasks, {"corpus": "corpus"}, lambda draft: draft.metrics.update(facts))
+
+    def add_pretrained(self, model_id: str, peak_lr: float = 4e-3, valid_loss: float | None = None, seed: int = 1) -> Artifact:
+        """Add a FloatLM or TriLM whose validation loss follows from its size, unless one is given."""
+        return self.add(
+            model_id, "pretrain", pretrain_config(model_id, peak_lr, seed),
+            {"tokens_train": "tokens/train", "tokens_valid": "tokens/valid", "tokenizer": "tokenizer"},
+            lambda draft: self._fill_pretrained(draft, model_id, valid_loss),
+        )  # fmt: skip
+
+    def add_quantized(self, size: str, bits: int) -> Artifact:
+        """Add the QuantLM of a size at a width."""
+        config = QuantizeConfig(
+            model_id=f"quantlm/{size}-{bits}bit", bits=bits, group_size=128 if bits < 6 else -1,
+            num_calibration_samples=32, calibration_sequence_length=128, seed=1,
+        )  # fmt: skip
+        return self.add(
+            config.model_id, "quantize", config, {"model": f"floatlm/{size}", "tokens_train": "tokens/train"},
+            lambda draft: self._fill_quantized(draft, size, bits),
+        )  # fmt: skip
+
+    def add_evaluation(self, model_id: str, suite: str = "held_out", tasks: tuple[str, ...] = tuple(CHANCE)) -> Artifact:
+        """Add the evaluation of a model on test documents and on `tasks`."""
+        config = EvaluateConfig(tasks=["held_out_text", *tasks], batch_size=16, dtype="float32")
+        return self.add(
+            f"evaluation/{model_id}/{suite}", "evaluate", config, {"model": model_id, "tasks": "tasks"},
+            lambda draft: self._fill_evaluation(draft, model_id, tasks),
+        )  # fmt: skip
+
+    def add_demo(self, sizes=tuple(WIDTHS), widths=(8, 6, 4, 3)) -> None:
+        """Add an ordinary study: FloatLM, TriLM and QuantLMs of every size, evaluated."""
+        self.add_data()
+        for size in sizes:
+            for family in ("floatlm", "trilm"):
+                self.add_pretrained(f"{family}/{size}")
+            for bits in widths:
+                self.add_quantized(size, bits)
+            for model_id in [f"floatlm/{size}", f"trilm/{size}", *(f"quantlm/{size}-{bits}bit" for bits in widths)]:
+                self.add_evaluation(model_id)
+
+    def add_sweep(self, sizes=("0.4M",), rates=(2e-3, 4e-3, 8e-3, 1.6e-2)) -> None:
+        """Add a sweep: FloatLM best at an inner rate, TriLM at the highest."""
+        self.add_data()
+        for size in sizes:
+            for index, rate in enumerate(rates):
+                label = f"lr{rate:.0e}".replace("e-0", "e-")
+                self.add_pretrained(f"floatlm/{size}+{label}", rate, valid_loss=3.2 + 0.05 * (index - 1) ** 2)
+                self.add_pretrained(f"trilm/{size}+{label}", rate, valid_loss=3.5 - 0.04 * index)
+
+    def _fill_pretrained(self, draft: ArtifactDraft, model_id: str, valid_loss: float | None) -> None:
+        config = pretrain_config(model_id)
+        final = expected_loss(ModelId.parse(model_id)) if valid_loss is None else valid_loss
+        steps = np.unique(np.linspace(1, config.max_steps, self.num_points).astype(int))
+        curve = pd.DataFrame({"step": steps, "tokens_seen": steps * config.tokens_per_step})
+        decay = final + (math.log(1024) - final) * np.exp(-6 * steps / config.max_steps)
+        noise = 0.02 * np.random.default_rng(len(model_id)).standard_normal(len(steps))
+        train = curve.assign(train_loss=decay + noise, learning_rate=config.peak_lr, gradient_norm=0.7)
+        if config.family == "trilm":
+            train["sparsity"] = 0.31 + 0.1 * steps / config.max_steps
+        train.to_csv(draft.folder / "train.csv", index=False)
+        valid = curve.assign(valid_loss=decay).iloc[:: max(1, len(curve) // 10)]
+        valid.to_csv(draft.folder / "valid.csv", index=False)
+        (draft.folder / "model.safetensors").write_bytes(b"weights")
+        draft.metrics |= size_metrics(config.shape, BITS_PER_WEIGHT[config.family])
+        draft.metrics |= {"tokens_seen": int(curve["tokens_seen"].iloc[-1]), "valid_loss": float(final)}
+        draft.metrics["final_train_loss"] = float(final)
+
+    def _fill_quantized(self, draft: ArtifactDraft, size: str, bits: int) -> None:
+        row = {"layer": 0, "module": "q_proj", "loss": 0.01, "num_samples": 32, "damp_percent": 0.01}
+        pd.DataFrame([row]).to_csv(draft.folder / "layers.csv", index=False)
+        draft.metrics |= size_metrics(pretrain_config(f"floatlm/{size}").shape, BITS_PER_WEIGHT[bits])
+        draft.metrics["mean_layer_loss"] = 0.01
+
+    def _fill_evaluation(self, draft: ArtifactDraft, model_id: str, tasks: tuple[str, ...]) -> None:
+        loss = expected_loss(ModelId.parse(model_id))
+        documents = documents_of(loss, self.num_documents, seed=len(model_id))
+        documents.to_csv(draft.folder / "documents.csv", index=False)
+        skill = (4 - loss) / 2
+        scores = [
+            {"task": task, "metric": metric, "filter": "none", "value": CHANCE[task] + 0.3 * skill, "stderr": 0.03,
+             "num_samples": 200, "chance": CHANCE[task]}
+            for task in tasks
+            for metric in ("acc", "acc_norm")
+        ]  # fmt: skip
+        text = {"task": "held_out_text", "filter": "none", "num_samples": self.num_documents, "stderr": "N/A"}
+        scores.append(text | {"metric": "bits_per_byte", "value": loss / 2.1})
+        pd.DataFrame(scores).to_csv(draft.folder / "scores.csv", index=False)
+
+
+def pretrain_config(model_id: str, peak_lr: float = 4e-3, seed: int = 1) -> PretrainConfig:
+    """Return a valid config of a FloatLM or TriLM of one of the sizes of this study."""
+    parsed = ModelId.parse(model_id)
+    trilm = parsed.family == "trilm"
+    width = WIDTHS[parsed.size]
+    return PretrainConfig(
+        model_id=model_id, family=parsed.family,
+        shape=LlamaShape(
+            vocab_size=1024, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=3, num_attention_heads=4,
+            max_position_embeddings=128,
+        ),
+        seed=seed, precision="bf16-mixed", sequence_length=128, global_batch_size=16, micro_batch_size=16, max_steps=1500,
+        warmup_steps=60, schedule="linear" if trilm else "cosine", peak_lr=peak_lr, min_lr=0.0 if trilm else 0.1 * peak_lr,
+        lr_drop_step=750 if trilm else None, peak_lr_after_drop=0.6 * peak_lr if trilm else None, weight_decay=0.1,
+        weight_decay_stop_step=1000 if trilm else None, adam_betas=[0.9, 0.95], adam_eps=1e-8, gradient_clip_norm=1.0,
+        checkpoint_every_steps=500, valid_every_steps=100, valid_sequences=64, log_every_steps=10, export_dtype="float32",
+    )  # fmt: skip
+
+
+def size_metrics(shape: LlamaShape, bits: float) -> dict:
+    """Return parameter counts and the size in bits by the paper's rule."""
+    linear, total = shape.num_linear_parameters, shape.num_parameters
+    size = bits * linear + 16 * (total - linear)
+    return {"num_parameters": total, "num_linear_parameters": linear, "bits_per_weight": bits, "model_size_bits": size}
+
+
+def expected_loss(model_id: ModelId) -> float:
+    """Return the loss in nats per token of a model of this study: TriLM starts above FloatLM and ends below."""
+    base = {"0.4M": 3.42, "1.1M": 3.11, "2.6M": 2.87}[model_id.size]
+    gap = {"0.4M": 0.09, "1.1M": 0.04, "2.6M": -0.015}[model_id.size] if model_id.family == "trilm" else 0.0
+    return base + gap + PENALTY[model_id.bits]
+
+
+def documents_of(loss: float, num_documents: int, seed: int) -> pd.DataFrame:
+    """Return scored documents: the difficulty of each is common to all models, a small part is the model's own."""
+    common, own = np.random.default_rng(0), np.random.default_rng(seed)
+    tokens = common.integers(80, 260, num_documents)
+    difficulty = 0.5 * common.standard_normal(num_documents)
+    noise = 0.02 * own.standard_normal(num_documents)
+    return pd.DataFrame(
+        {
+            "task": "held_out_text",
+            "document_id": [f"{index:016x}" for index in range(num_documents)],
+            "num_tokens": tokens,
+            "num_bytes": 3 * tokens,
+            "log_likelihood": -(loss + difficulty + noise) * tokens,
+        }
+    )
