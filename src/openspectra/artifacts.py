@@ -75,7 +75,9 @@ class Artifact:
             if record.path == name:
                 _check_file(self.folder, record)
                 return self.folder / name
-        raise DamagedArtifactError(f"{self.folder / name}: not listed in {MANIFEST}; rerun the {self.manifest.stage} stage.")
+        raise DamagedArtifactError(
+            f"{self.folder / name}: not listed in {MANIFEST}; rerun the {self.manifest.stage} stage."
+        )
 
     def verify(self) -> None:
         """Check every file. Raises `DamagedArtifactError` naming the first that differs."""
@@ -94,11 +96,17 @@ def open_artifact(folder: Path, stage: str | None = None) -> Artifact:
         content = path.read_bytes()
         manifest = Manifest.model_validate_json(content)
     except FileNotFoundError:
-        raise DamagedArtifactError(f"{path}: missing, so this is no finished artifact; rerun the stage that makes it.") from None
+        raise DamagedArtifactError(
+            f"{path}: missing, so this is no finished artifact; rerun the stage that makes it."
+        ) from None
     except (ValidationError, OSError):
-        raise DamagedArtifactError(f"{path}: not a readable manifest; delete it and rerun the stage that makes it.") from None
+        raise DamagedArtifactError(
+            f"{path}: not a readable manifest; delete it and rerun the stage that makes it."
+        ) from None
     if stage and manifest.stage != stage:
-        raise DamagedArtifactError(f"{path}: made by stage `{manifest.stage}`, but `{stage}` is needed here; check the path.")
+        raise DamagedArtifactError(
+            f"{path}: made by stage `{manifest.stage}`, but `{stage}` is needed here; check the path."
+        )
     return Artifact(folder, manifest, hashlib.sha256(content).hexdigest())
 
 
@@ -115,7 +123,9 @@ def verify_tree(root: Path) -> list[Artifact]:
             for role, parent in artifact.manifest.parents.items():
                 found = open_artifact(artifact.folder / parent.path)
                 if found.sha256 != parent.sha256:
-                    problems.append(f"{path}: made from another {role} than {found.folder} holds now; rerun this stage.")
+                    problems.append(
+                        f"{path}: made from another {role} than {found.folder} holds now; rerun this stage."
+                    )
             artifacts.append(artifact)
         except DamagedArtifactError as error:
             problems.append(str(error))
@@ -159,9 +169,7 @@ class ArtifactDraft:
 
 
 @contextmanager
-def write_artifact(
-    out: Path, stage: str, config: BaseModel, parents: dict[str, Artifact]
-) -> Iterator[ArtifactDraft]:
+def write_artifact(out: Path, stage: str, config: BaseModel, parents: dict[str, Artifact]) -> Iterator[ArtifactDraft]:
     """Yield a draft to fill; on leaving without error, publish it in `out`, the manifest last and atomically.
 
     Files are written to a staging folder beside their final place. An error or a kill leaves what `out` held before

@@ -70,7 +70,9 @@ def tokenizer(config: Config, out: Out, corpus: Corpus, threads: Threads = 1, lo
 
 
 @app.command()
-def tokens(config: Config, out: Out, corpus: Corpus, tokenizer: Tokenizer, threads: Threads = 1, log: Log = None) -> None:
+def tokens(
+    config: Config, out: Out, corpus: Corpus, tokenizer: Tokenizer, threads: Threads = 1, log: Log = None
+) -> None:
     """Turn one split into token shards."""
     from openspectra.config import TokensConfig
     from openspectra.data.tokens import build_tokens

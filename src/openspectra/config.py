@@ -29,7 +29,9 @@ C = TypeVar("C", bound=BaseModel)
 class Config(BaseModel):
     """Base of every config: unknown keys, loose types, NaN and infinity are errors."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, frozen=True, use_attribute_docstrings=True
+    )
 
 
 class LlamaShape(Config):

@@ -34,7 +34,9 @@ class ModelId:
         """Return the parts of `text`. Raises `ValueError` with the pattern where it is no model id."""
         match = _PATTERN.fullmatch(text)
         if not match or (match["family"] == QUANTLM) != bool(match["bits"]):
-            raise ValueError(f"not a model id: {text!r}; expected e.g. trilm/99M, trilm/99M+seed1@500 or quantlm/99M-4bit.")
+            raise ValueError(
+                f"not a model id: {text!r}; expected e.g. trilm/99M, trilm/99M+seed1@500 or quantlm/99M-4bit."
+            )
         numbers = {key: int(match[key]) if match[key] else None for key in ("step", "bits", "calibration")}
         return cls(match["family"], match["size"], match["variant"], **numbers)
 

@@ -16,7 +16,9 @@ class _StrictLoader(yaml.SafeLoader):
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
-            raise yaml.composer.ComposerError(None, None, "aliases are not allowed; write the value out", event.start_mark)
+            raise yaml.composer.ComposerError(
+                None, None, "aliases are not allowed; write the value out", event.start_mark
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
@@ -24,7 +26,9 @@ class _StrictLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str | int):
-                raise yaml.constructor.ConstructorError(None, None, "keys must be text or integers", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, "keys must be text or integers", key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"duplicate key {key!r}; keep one of them", key_node.start_mark

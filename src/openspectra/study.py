@@ -164,7 +164,9 @@ class Study(Config):
                         f"unknown: {unknown}, missing: {missing}."
                     )
         if self.quantization and "floatlm" not in self.families:
-            raise ValueError("`quantization` needs family `floatlm`, which it quantizes; add it or drop `quantization`.")
+            raise ValueError(
+                "`quantization` needs family `floatlm`, which it quantizes; add it or drop `quantization`."
+            )
         return self
 
     @cached_property
@@ -337,14 +339,18 @@ def _rates_of(rates: PeakRates, family: str, size: str) -> list[float]:
         return given if isinstance(given, list) else [given]
     key = f"families.{family}.peak_lr.table: {rates.table}"
     try:
-        lines = [line for line in Path(rates.table).read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+        lines = [
+            line for line in Path(rates.table).read_text(encoding="utf-8").splitlines() if not line.startswith("#")
+        ]
         rows = [row for row in csv.DictReader(lines) if (row["family"], row["size"]) == (family, size)]
         best = min(rows, key=lambda row: float(row["valid_loss"]), default=None)
         rate = float(best["peak_lr"]) if best else None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"{key}: cannot be read ({error}); run the study that writes it, or list rates."]) from None
     except (KeyError, ValueError, TypeError) as error:
-        raise ConfigError([f"{key}: not a table of family, size, peak_lr and valid_loss ({error}); write it anew."]) from None
+        raise ConfigError(
+            [f"{key}: not a table of family, size, peak_lr and valid_loss ({error}); write it anew."]
+        ) from None
     if rate is None:
         raise ConfigError([f"{key}: no row for {family} {size}; run the study that writes it for this size."])
     return [rate]

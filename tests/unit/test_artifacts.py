@@ -44,7 +44,10 @@ def test_truncated_and_missing_files_are_found(tmp_path):
 
 def test_failed_stage_leaves_what_was_there(tmp_path):
     before = make(tmp_path / "a")
-    with pytest.raises(RuntimeError), write_artifact(tmp_path / "a", "tokens", TokensConfig(split="train"), {}) as draft:
+    with (
+        pytest.raises(RuntimeError),
+        write_artifact(tmp_path / "a", "tokens", TokensConfig(split="train"), {}) as draft,
+    ):
         (draft.folder / "half.bin").write_bytes(b"x")
         raise RuntimeError
     assert open_artifact(tmp_path / "a").sha256 == before.sha256

@@ -19,7 +19,14 @@ def command(project: Path, out: Path) -> list[str]:
     config = json.loads((results / "configs/trilm/2L.json").read_text()) | LONG
     path = out.parent / "config.json"
     path.write_text(json.dumps(config))
-    parents = ["--train", f"{results}/tokens/train", "--valid", f"{results}/tokens/valid", "--tokenizer", f"{results}/tokenizer"]
+    parents = [
+        "--train",
+        f"{results}/tokens/train",
+        "--valid",
+        f"{results}/tokens/valid",
+        "--tokenizer",
+        f"{results}/tokenizer",
+    ]
     return ["openspectra", "pretrain", "--config", str(path), *parents, "--out", str(out)]
 
 

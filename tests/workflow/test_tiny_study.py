@@ -4,7 +4,6 @@ import csv
 import hashlib
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -217,7 +216,10 @@ def test_damaged_artifact_stops_its_reader(tiny_copy, how, damaged, stage):
     ("arguments", "message"),
     [
         ("pretrain --config none.json --train t --valid v --tokenizer k --out o", "none.json: no such file"),
-        ("quantize --config bad.json --model m --train t --out o", "bad.json: bits: input should be 3, 4, 6 or 8; got 5"),
+        (
+            "quantize --config bad.json --model m --train t --out o",
+            "bad.json: bits: input should be 3, 4, 6 or 8; got 5",
+        ),
         ("resolve studies/none.yaml --out o", "studies/none.yaml: no such file"),
         ("pretrain --confg x", "No such option"),
     ],
@@ -237,7 +239,9 @@ def test_test_split_is_refused_by_training(tiny_copy):
     config = tiny_copy / "test.json"
     config.write_text(json.dumps({"split": "test", "tokens_per_shard": 1000}))
     parents = ("--corpus", f"{results}/corpus", "--tokenizer", f"{results}/tokenizer")
-    made = run("openspectra", "tokens", "--config", str(config), *parents, "--out", f"{results}/tokens/test", cwd=tiny_copy)
+    made = run(
+        "openspectra", "tokens", "--config", str(config), *parents, "--out", f"{results}/tokens/test", cwd=tiny_copy
+    )
     assert made.returncode == 0, made.stdout
     inputs = ("--config", f"{results}/configs/trilm/2L.json", "--train", f"{results}/tokens/train")
     inputs += ("--valid", f"{results}/tokens/test", "--tokenizer", f"{results}/tokenizer", "--out", "x")

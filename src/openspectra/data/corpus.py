@@ -58,7 +58,9 @@ def build_corpus(config: CorpusConfig, folder: Path) -> dict[str, Any]:
         splits[split_of(document.id, config)].append(document)
     for split, members in splits.items():
         if not members:
-            raise OpenSpectraError(f"corpus: split `{split}` is empty (of {len(kept)} documents); give more documents or other fractions.")
+            raise OpenSpectraError(
+                f"corpus: split `{split}` is empty (of {len(kept)} documents); give more documents or other fractions."
+            )
         write_documents(members, folder / f"{split}.parquet")
     return {
         "counts": {key: counts[key] for key in _COUNTERS},
@@ -116,7 +118,9 @@ def _read_datasets(source: DatasetsCorpus) -> Iterator[tuple[str, str]]:
 
     missing = [name for name in source.data_files or () if not any(Path().glob(name))]
     if missing:
-        raise ConfigError([f"corpus.documents.data_files: no file matches {name!r}; check the path." for name in missing])
+        raise ConfigError(
+            [f"corpus.documents.data_files: no file matches {name!r}; check the path." for name in missing]
+        )
     rows = datasets.load_dataset(
         source.path,
         source.name,
@@ -133,6 +137,8 @@ def _read_datasets(source: DatasetsCorpus) -> Iterator[tuple[str, str]]:
             )
         if text is None and source.text_field not in row:
             raise ConfigError(
-                [f"corpus.documents.text_field: {source.path} has no field {source.text_field!r}; it has {sorted(row)}."]
+                [
+                    f"corpus.documents.text_field: {source.path} has no field {source.text_field!r}; it has {sorted(row)}."
+                ]
             )
         yield f"{source.path}:{number}", text or ""

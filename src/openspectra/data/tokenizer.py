@@ -17,10 +17,14 @@ def build_tokenizer(config: TokenizerConfig, corpus: Artifact, folder: Path) -> 
     """Write `tokenizer.json` and `tokenizer_config.json`; return vocabulary size and compression on the valid split."""
     tokenizer = _load(config) if config.file else _train(config, corpus.file("train.parquet"))
     if tokenizer.token_to_id(config.end_of_text) is None:
-        raise ConfigError([f"tokenizer.end_of_text: {config.end_of_text!r} is not in the vocabulary; name its end token."])
+        raise ConfigError(
+            [f"tokenizer.end_of_text: {config.end_of_text!r} is not in the vocabulary; name its end token."]
+        )
     size = tokenizer.get_vocab_size()
     if size != config.vocab_size:
-        raise ConfigError([f"tokenizer.vocab_size: the tokenizer has {size} entries, the config says {config.vocab_size}."])
+        raise ConfigError(
+            [f"tokenizer.vocab_size: the tokenizer has {size} entries, the config says {config.vocab_size}."]
+        )
     tokenizer.save(str(folder / "tokenizer.json"))
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), config.end_of_text)
     # the class name that both transformers 4 and 5 know

@@ -54,7 +54,9 @@ def _calibration(config: QuantizeConfig, train: Artifact) -> list[list[int]]:
     return tokens.sequences(indices, length)[:, :-1].tolist()
 
 
-def _run_gptq(config: QuantizeConfig, model_folder: Path, samples: list[list[int]], packed: Path) -> list[dict[str, Any]]:
+def _run_gptq(
+    config: QuantizeConfig, model_folder: Path, samples: list[list[int]], packed: Path
+) -> list[dict[str, Any]]:
     import torch
     from gptqmodel import GPTQModel
     from gptqmodel import QuantizeConfig as GPTQConfig

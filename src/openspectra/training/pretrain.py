@@ -94,7 +94,9 @@ class Pretraining(L.LightningModule):
         norm = nn.utils.clip_grad_norm_(self.llama.parameters(), self.config.gradient_clip_norm)
         self.gradient_norm = norm.item()
         if not torch.isfinite(norm):
-            raise OpenSpectraError(f"{self.config.model_id}: gradient is {norm} at step {self.step}; lower its peak rate.")
+            raise OpenSpectraError(
+                f"{self.config.model_id}: gradient is {norm} at step {self.step}; lower its peak rate."
+            )
 
     def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None) -> None:
         matrices = optimizer.param_groups[0]
@@ -175,7 +177,13 @@ class Checkpointing(L.Callback):
 
 
 def pretrain(
-    config: PretrainConfig, train: Artifact, valid: Artifact, tokenizer: Artifact, out: Path, show_bar: bool, fresh: bool
+    config: PretrainConfig,
+    train: Artifact,
+    valid: Artifact,
+    tokenizer: Artifact,
+    out: Path,
+    show_bar: bool,
+    fresh: bool,
 ) -> None:
     """Train one model to its last step and publish it in `out`; continue where an interrupted run stopped.
 
@@ -200,7 +208,9 @@ def save_model(model: Llama, config: PretrainConfig, tokenizer: Artifact, folder
     dtype = getattr(torch, config.export_dtype)
     state = {name: tensor.to(dtype).contiguous().cpu() for name, tensor in model.export_state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    write_json(folder / "config.json", hugging_face_config(config.shape, config.export_dtype, end_of_text_id(tokenizer)))
+    write_json(
+        folder / "config.json", hugging_face_config(config.shape, config.export_dtype, end_of_text_id(tokenizer))
+    )
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer.file(name), folder / name)
     shape, width = config.shape, bits_per_weight(config.family)
@@ -272,7 +282,9 @@ def _train(config: PretrainConfig, parents: dict[str, Artifact], out: Path, show
             )
             trainer.fit(module, DataLoader(data, batch_size=None))
         if interruption.requested and module.step < config.max_steps:
-            raise Interrupted(f"{config.model_id}: stopped at step {module.step}, state saved; the same command continues.")
+            raise Interrupted(
+                f"{config.model_id}: stopped at step {module.step}, state saved; the same command continues."
+            )
     if module.step != config.max_steps:
         raise OpenSpectraError(f"{config.model_id}: ended at step {module.step} of {config.max_steps}; run it again.")
     return module
@@ -297,5 +309,7 @@ def _check_splits(train: Artifact, valid: Artifact) -> None:
     for role, artifact in (("train", train), ("valid", valid)):
         if artifact.manifest.config["split"] != role:
             raise ConfigError(
-                [f"--{role}: {artifact.folder} holds split `{artifact.manifest.config['split']}`; give the {role} split."]
+                [
+                    f"--{role}: {artifact.folder} holds split `{artifact.manifest.config['split']}`; give the {role} split."
+                ]
             )

@@ -23,7 +23,11 @@ class Progress(L.Callback):
         self.started = self.shown = time.monotonic()
         self.first_step = module.step
         self.bar = tqdm(
-            desc=module.config.model_id, total=module.config.max_steps, initial=module.step, unit="step", disable=not self.show_bar
+            desc=module.config.model_id,
+            total=module.config.max_steps,
+            initial=module.step,
+            unit="step",
+            disable=not self.show_bar,
         )
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
@@ -47,5 +51,11 @@ class Progress(L.Callback):
         left = int((config.max_steps - module.step) * config.tokens_per_step / max(speed, 1e-9))
         logger.info(
             "%s  step %d/%d  loss %.3f  %s tokens/s  %d:%02d left",
-            config.model_id, module.step, config.max_steps, loss, f"{speed:,.0f}", left // 60, left % 60,
+            config.model_id,
+            module.step,
+            config.max_steps,
+            loss,
+            f"{speed:,.0f}",
+            left // 60,
+            left % 60,
         )

@@ -1,0 +1,71 @@
+# Set-up and everyday commands; `make` alone lists them. Options, given as `make env NAME=value`:
+#   PYTHON       interpreter of the virtual environment, 3.11 or 3.12 (default: python3)
+#   TORCH_INDEX  package index for torch alone, such as PyTorch's own index of CPU wheels (default: pip's)
+#   PYTEST_ARGS  more arguments for pytest
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+
+PYTHON ?= python3
+BASE_PYTHON := $(shell command -v $(PYTHON))
+# pip 26 reads the lock in a third of the time that the pip of Python 3.11 needs (25 s against 70 s on 2 cores).
+PIP := pip==26.3
+# One hash cannot fit all builds of torch (CPU, each CUDA release), so it is installed by its pin in pyproject.toml.
+TORCH := $(shell sed -n 's/^ *"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
+
+# Snakemake's shell commands find `openspectra` and `python` of the environment, and no module from outside it.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+unexport PYTHONPATH
+# After the installation nothing asks the network.
+demo rates test test-slow lint: export HF_HUB_OFFLINE := 1
+demo rates test test-slow lint: export HF_DATASETS_OFFLINE := 1
+
+.PHONY: help env demo rates test test-slow lint clean
+
+help:  ## list these commands
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+env: .venv/installed  ## build the virtual environment in .venv
+
+.venv/installed: envs/lock.txt pyproject.toml
+	@test -n "$(BASE_PYTHON)" && "$(BASE_PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
+	  || { echo "make env: $(PYTHON) is not Python 3.11 or 3.12; name one: make env PYTHON=/path/to/python3.11"; exit 1; }
+	@command -v c++ >/dev/null || { echo "make env: no C++ compiler (c++); install g++ or clang: two packages are compiled here"; exit 1; }
+	@test -x .venv/bin/pip || "$(BASE_PYTHON)" -m venv --clear .venv
+	@.venv/bin/python -m pip install --quiet $(PIP)
+	@echo "[1/4] $(TORCH)$(if $(TORCH_INDEX), from the given index)"
+	@test -n "$(TORCH_INDEX)" || command -v nvidia-smi >/dev/null \
+	  || echo "      no NVIDIA GPU found: TORCH_INDEX=<index of CPU wheels> can save gigabytes of CUDA libraries"
+	@.venv/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	@echo "[2/4] everything else, from envs/lock.txt"
+	@.venv/bin/python -m pip install --quiet --no-deps --require-hashes -r envs/lock.txt
+	@echo "[3/4] openspectra"
+	@.venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@echo "[4/4] gptqmodel's extension, compiled once per machine"
+	@.venv/bin/python -m openspectra.quantization.warm_up >.venv/warm_up.log 2>&1 || { cat .venv/warm_up.log; exit 1; }
+	@touch $@
+
+demo: env  ## run the demo study; its report opens in any browser
+	@snakemake --cores all --quiet host rules --config study=demo
+	@echo
+	@echo "Report:    $(CURDIR)/reports/demo/index.html"
+	@echo "Tracking:  .venv/bin/mlflow ui    (in $(CURDIR))"
+
+rates: env  ## sweep the demo's peak rates and record the table that the demo reads
+	@snakemake --cores all --quiet host rules --config study=demo-rates report
+	@{ echo "# make rates, $$(date -u +%F), $$(nproc) cores, $$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1)"; \
+	  cat reports/demo-rates/rates.csv; } > resources/demo-rates.csv
+
+test: env  ## every test that is not slow
+	@python -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+
+test-slow: env  ## the slow tests
+	@python -m pytest -m slow $(PYTEST_ARGS)
+
+lint: env  ## ruff on the Python files, Snakemake's own lint on the workflow
+	@ruff check .
+	@ruff format --check .
+	@snakemake --lint
+
+clean:  ## remove the environment and caches; results, reports and logs stay
+	rm -rf .venv build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
