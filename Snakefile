@@ -24,8 +24,8 @@ localrules:
     quantize,
     evaluate,
     report,
-    resolve_configs,
     track_artifacts,
+    write_config,
 
 
 rule all:

@@ -34,20 +34,14 @@ Artifacts = Annotated[list[Path], typer.Argument(help="Artifact folders.")]
 
 
 @app.command()
-def resolve(
-    study: Annotated[Path, typer.Argument(help="Study file (YAML).")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the resolved configs.")],
-    digest: Annotated[str | None, typer.Option(help="Refuse a study that resolves to another digest.")] = None,
-    log: Log = None,
-) -> None:
-    """Check a study and write the resolved config of every artifact."""
-    from openspectra.study import load_study, resolved_configs, study_digest, write_configs
+def check(study: Annotated[Path, typer.Argument(help="Study file (YAML).")]) -> None:
+    """Check a study file, with all its problems at once, and list its models."""
+    from openspectra.study import load_study
 
-    with _session(log):
-        configs = resolved_configs(load_study(study), study.stem)
-        if digest and study_digest(configs) != digest:
-            raise OpenSpectraError(f"{study}: changed since the jobs were planned; start the workflow again.")
-        write_configs(configs, out)
+    loaded = load_study(study)
+    for model_id, run in loaded.pretrained.items():
+        typer.echo(f"{model_id}: {run.summary}")
+    typer.echo(f"{study}: valid; {len(loaded.models)} models, {len(loaded.quantized)} of them quantized.")
 
 
 @app.command()

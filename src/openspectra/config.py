@@ -184,6 +184,15 @@ class PretrainConfig(Config):
     def tokens_per_step(self) -> int:
         return self.global_batch_size * self.sequence_length
 
+    @property
+    def summary(self) -> str:
+        """What the run does, in one line."""
+        rates = f"{self.peak_lr:g}" + (f" -> {self.peak_lr_after_drop:g}" if self.peak_lr_after_drop else "")
+        return (
+            f"{self.shape.num_parameters:,} parameters, peak rate {rates}, {self.max_steps:,} steps of "
+            f"{self.global_batch_size} x {self.sequence_length} = {self.tokens_per_step:,} tokens"
+        )
+
     @model_validator(mode="after")
     def _consistent(self):
         if self.global_batch_size % self.micro_batch_size:

@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from openspectra.artifacts import config_hash, write_json
 from openspectra.config import (
     Bits,
     Config,
@@ -302,19 +301,6 @@ def resolved_configs(study: Study, name: str) -> dict[str, Config]:
             configs["tasks"] = study.evaluation.built_tasks
         configs |= {f"evaluation/{suite}": config for suite, config in study.evaluation.suites.items()}
     return configs | {"report": study.report_config(name)}
-
-
-def study_digest(configs: dict[str, Config]) -> str:
-    """Return a hash that changes exactly when a resolved config does."""
-    return config_hash({path: config.model_dump(mode="json") for path, config in configs.items()})
-
-
-def write_configs(configs: dict[str, Config], folder: Path) -> None:
-    """Write each config as `<folder>/<artifact path>.json`."""
-    for path, config in configs.items():
-        target = folder / f"{path}.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_json(target, config.model_dump(mode="json"))
 
 
 def rate_label(rate: float) -> str:

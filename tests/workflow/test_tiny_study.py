@@ -110,7 +110,7 @@ def test_second_run_does_nothing(tiny):
 def test_changed_task_list_reruns_evaluation_and_report_only(tiny_copy):
     edit_study(tiny_copy, "[held_out_text, cloze, continuation, minimal_pairs]", "[held_out_text, cloze]")
     jobs = planned(snakemake(tiny_copy, "-n").stdout)
-    assert jobs == {"resolve_configs": 1, "evaluate_model": 6, "render_report": 1, "track_artifacts": 1}
+    assert jobs == {"write_config": 1, "evaluate_model": 6, "render_report": 1, "track_artifacts": 1}
 
 
 def test_changed_comment_reruns_nothing(tiny_copy):
@@ -122,7 +122,7 @@ def test_changed_rate_reruns_that_chain_from_step_0(tiny_copy):
     edit_study(tiny_copy, "peak_lr: {2L: 8e-3}", "peak_lr: {2L: 7e-3}")
     jobs = planned(snakemake(tiny_copy, "-n").stdout)
     assert jobs == {
-        "resolve_configs": 1,
+        "write_config": 1,
         "pretrain_model": 1,
         "evaluate_model": 1,
         "render_report": 1,
@@ -220,7 +220,7 @@ def test_damaged_artifact_stops_its_reader(tiny_copy, how, damaged, stage):
             "quantize --config bad.json --model m --train t --out o",
             "bad.json: bits: input should be 3, 4, 6 or 8; got 5",
         ),
-        ("resolve studies/none.yaml --out o", "studies/none.yaml: no such file"),
+        ("check studies/none.yaml", "studies/none.yaml: no such file"),
         ("pretrain --confg x", "No such option"),
     ],
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 from openspectra.errors import ConfigError
 from openspectra.model_ids import ModelId
 from openspectra.stage_versions import STAGE_VERSIONS
-from openspectra.study import load_study, rates_tables, resolved_configs, study_digest
+from openspectra.study import load_study, rates_tables, resolved_configs
 
 NAME = str(config.get("study"))
 if set(config) != {"study"} or not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", NAME):
@@ -29,6 +29,7 @@ BUILT_TASKS = [f"{RESULTS}/tasks/manifest.json"] if STUDY.evaluation and STUDY.e
 
 
 wildcard_constraints:
+    path="|".join(map(re.escape, CONFIGS)),
     split="|".join(STUDY.splits),
     pretrained="|".join(map(re.escape, STUDY.pretrained)) or "none",
     quantized="|".join(map(re.escape, STUDY.quantized)) or "none",
@@ -36,13 +37,9 @@ wildcard_constraints:
     suite="|".join(SUITES) or "none",
 
 
-def resolved(path: str):
-    """Return a param that changes exactly when the resolved config of the artifact at `path` does."""
-
-    def param(wildcards):
-        return CONFIGS[path.format(**dict(wildcards))].model_dump_json()
-
-    return param
+def resolved_config(wildcards) -> str:
+    """Return the resolved config of an artifact as JSON; it changes exactly when a key that its stage reads does."""
+    return CONFIGS[wildcards.path].model_dump_json(indent=2)
 
 
 def float_manifest(wildcards) -> str:
@@ -54,12 +51,7 @@ def float_manifest(wildcards) -> str:
 
 def describe_training(wildcards) -> str:
     """Return what a training job will do, in one line, for the log and the dry run."""
-    run = STUDY.pretrained[wildcards.pretrained]
-    rates = f"{run.peak_lr:g}" + (f" -> {run.peak_lr_after_drop:g}" if run.peak_lr_after_drop else "")
-    return (
-        f"{run.shape.num_parameters:,} parameters, peak rate {rates}, {run.max_steps:,} steps of "
-        f"{run.global_batch_size} x {run.sequence_length} = {run.tokens_per_step:,} tokens"
-    )
+    return STUDY.pretrained[wildcards.pretrained].summary
 
 
 def describe_quantization(wildcards) -> str:

@@ -1,32 +1,28 @@
-rule resolve_configs:
-    """Write the resolved config of every artifact. Stages take these as `ancient`: what reruns them is their own
-    param, the one config they read, not the moment at which all configs were written."""
+rule write_config:
+    """Write the resolved config of one artifact: only the keys its stage reads, so that only they make it rerun."""
     output:
-        expand(f"{RESULTS}/configs/{{path}}.json", path=CONFIGS),
+        f"{RESULTS}/configs/{{path}}.json",
     log:
-        f"{LOGS}/resolve_configs.log",
+        f"{LOGS}/write_config/{{path}}.log",
     params:
-        study=STUDY_FILE,
-        configs=f"{RESULTS}/configs",
-        digest=study_digest(CONFIGS),
+        resolved=resolved_config,
     conda:
         ENVIRONMENT
     message:
-        f"check {STUDY_FILE}"
+        "config of {wildcards.path}"
     shell:
-        "openspectra resolve {params.study} --digest {params.digest} --out {params.configs} --log {log}"
+        "printf '%s\\n' {params.resolved:q} > {output} 2> {log}"
 
 
 rule build_corpus:
     input:
-        config=ancient(f"{RESULTS}/configs/corpus.json"),
+        config=f"{RESULTS}/configs/corpus.json",
     output:
         f"{RESULTS}/corpus/manifest.json",
     log:
         f"{LOGS}/build_corpus.log",
     params:
         stage_version=STAGE_VERSIONS["corpus"],
-        resolved=resolved("corpus"),
     conda:
         ENVIRONMENT
     message:
@@ -37,7 +33,7 @@ rule build_corpus:
 
 rule build_tokenizer:
     input:
-        config=ancient(f"{RESULTS}/configs/tokenizer.json"),
+        config=f"{RESULTS}/configs/tokenizer.json",
         corpus=f"{RESULTS}/corpus/manifest.json",
     output:
         f"{RESULTS}/tokenizer/manifest.json",
@@ -45,7 +41,6 @@ rule build_tokenizer:
         f"{LOGS}/build_tokenizer.log",
     params:
         stage_version=STAGE_VERSIONS["tokenizer"],
-        resolved=resolved("tokenizer"),
     threads: 2
     conda:
         ENVIRONMENT
@@ -58,7 +53,7 @@ rule build_tokenizer:
 
 rule tokenize_split:
     input:
-        config=ancient(f"{RESULTS}/configs/tokens/{{split}}.json"),
+        config=f"{RESULTS}/configs/tokens/{{split}}.json",
         corpus=f"{RESULTS}/corpus/manifest.json",
         tokenizer=f"{RESULTS}/tokenizer/manifest.json",
     output:
@@ -67,7 +62,6 @@ rule tokenize_split:
         f"{LOGS}/tokenize_split/{{split}}.log",
     params:
         stage_version=STAGE_VERSIONS["tokens"],
-        resolved=resolved("tokens/{split}"),
     conda:
         ENVIRONMENT
     message:

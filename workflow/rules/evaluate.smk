@@ -1,6 +1,6 @@
 rule build_tasks:
     input:
-        config=ancient(f"{RESULTS}/configs/tasks.json"),
+        config=f"{RESULTS}/configs/tasks.json",
         corpus=f"{RESULTS}/corpus/manifest.json",
     output:
         f"{RESULTS}/tasks/manifest.json",
@@ -8,7 +8,6 @@ rule build_tasks:
         f"{LOGS}/build_tasks.log",
     params:
         stage_version=STAGE_VERSIONS["tasks"],
-        resolved=resolved("tasks"),
     conda:
         ENVIRONMENT
     message:
@@ -19,7 +18,7 @@ rule build_tasks:
 
 rule evaluate_model:
     input:
-        config=ancient(f"{RESULTS}/configs/evaluation/{{suite}}.json"),
+        config=f"{RESULTS}/configs/evaluation/{{suite}}.json",
         model=f"{RESULTS}/{{model}}/manifest.json",
         tasks=BUILT_TASKS,
     output:
@@ -28,7 +27,6 @@ rule evaluate_model:
         f"{LOGS}/evaluate_model/{{model}}/{{suite}}.log",
     params:
         stage_version=STAGE_VERSIONS["evaluate"],
-        resolved=resolved("evaluation/{suite}"),
         tasks=f"--tasks {BUILT_TASKS[0]}" if BUILT_TASKS else "",
     conda:
         ENVIRONMENT

@@ -1,6 +1,6 @@
 rule pretrain_model:
     input:
-        config=ancient(f"{RESULTS}/configs/{{pretrained}}.json"),
+        config=f"{RESULTS}/configs/{{pretrained}}.json",
         train=f"{RESULTS}/tokens/train/manifest.json",
         valid=f"{RESULTS}/tokens/valid/manifest.json",
         tokenizer=f"{RESULTS}/tokenizer/manifest.json",
@@ -10,7 +10,6 @@ rule pretrain_model:
         f"{LOGS}/pretrain_model/{{pretrained}}.log",
     params:
         stage_version=STAGE_VERSIONS["pretrain"],
-        resolved=resolved("{pretrained}"),
         summary=describe_training,
     conda:
         ENVIRONMENT

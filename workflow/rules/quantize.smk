@@ -1,6 +1,6 @@
 rule quantize_model:
     input:
-        config=ancient(f"{RESULTS}/configs/{{quantized}}.json"),
+        config=f"{RESULTS}/configs/{{quantized}}.json",
         model=float_manifest,
         train=f"{RESULTS}/tokens/train/manifest.json",
     output:
@@ -9,7 +9,6 @@ rule quantize_model:
         f"{LOGS}/quantize_model/{{quantized}}.log",
     params:
         stage_version=STAGE_VERSIONS["quantize"],
-        resolved=resolved("{quantized}"),
         summary=describe_quantization,
     conda:
         ENVIRONMENT

@@ -10,7 +10,7 @@ REPORTED = [
 
 rule render_report:
     input:
-        config=ancient(f"{RESULTS}/configs/report.json"),
+        config=f"{RESULTS}/configs/report.json",
         artifacts=REPORTED,
         rates=rates_tables(STUDY),
     output:
@@ -19,7 +19,6 @@ rule render_report:
         f"{LOGS}/render_report.log",
     params:
         stage_version=STAGE_VERSIONS["report"],
-        resolved=resolved("report"),
         rates=[f"--rates {path}" for path in rates_tables(STUDY)],
     conda:
         ENVIRONMENT
