@@ -236,7 +236,7 @@ def write_json(path: Path, data: Any) -> None:
 def run_facts(started: float) -> dict[str, Any]:
     """Return what is true of this run alone: when and where it ran, from which commit, with which packages."""
     commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        ["git", "rev-parse", "--verify", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
     )
     return {
         "started_unix_seconds": round(started, 3),

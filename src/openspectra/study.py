@@ -162,6 +162,8 @@ class Study(Config):
                         f"families.{name}.{key} must have one entry for each of `sizes` ({', '.join(self.sizes)}); "
                         f"unknown: {unknown}, missing: {missing}."
                     )
+        if len(rates_tables(self)) > 1:
+            raise ValueError(f"families must take their rates from one table; got {rates_tables(self)}.")
         if self.quantization and "floatlm" not in self.families:
             raise ValueError(
                 "`quantization` needs family `floatlm`, which it quantizes; add it or drop `quantization`."

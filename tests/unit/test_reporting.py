@@ -176,7 +176,7 @@ def test_settings_show_rates_by_size(tmp_path):
     study.add_pretrained("trilm/1.1M", peak_lr=4e-3)
     training = provenance.settings(load_results(list(study.artifacts.values())))[0]
     assert training.columns == ["TriLM"]
-    assert ("Peak learning rate", ["0.4M: 0.008; 1.1M: 0.004"]) in training.rows
+    assert ("Peak learning rate", ["0.4M: 8e-3; 1.1M: 4e-3"]) in training.rows
     assert ("Warm-up steps", [f"{pretrain_config('trilm/0.4M').warmup_steps}"]) in training.rows
 
 

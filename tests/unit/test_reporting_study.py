@@ -1,13 +1,14 @@
-"""A made-up study on disk, of the shape that the stages write, for the tests of the report and of tracking."""
+"""A made-up study on disk, of the shape that the stages write, for the tests of the report and of tracking.
 
-import json
+The module holds no test of its own.
+"""
+
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pytest
 
 from openspectra.artifacts import Artifact, ArtifactDraft, open_artifact, write_artifact
 from openspectra.config import (
@@ -21,9 +22,7 @@ from openspectra.config import (
     TokenizerConfig,
     TokensConfig,
 )
-from openspectra.errors import OpenSpectraError
 from openspectra.model_ids import ModelId
-from openspectra.reporting.load import load_results
 
 WIDTHS = {"0.4M": 64, "1.1M": 128, "2.6M": 256}
 CHANCE = {"cloze": 0.25, "continuation": 0.25, "minimal_pairs": 0.5}
@@ -44,7 +43,9 @@ class FakeStudy:
 
     def add(self, name: str, stage: str, config, parents: dict[str, str], fill) -> Artifact:
         """Write the artifact `name` with what `fill(draft)` puts in it."""
-        with write_artifact(self.root / name, stage, config, {role: self.artifacts[of] for role, of in parents.items()}) as draft:
+        with write_artifact(
+            self.root / name, stage, config, {role: self.artifacts[of] for role, of in parents.items()}
+        ) as draft:
             fill(draft)
         self.artifacts[name] = open_artifact(self.root / name)
         return self.artifacts[name]
@@ -63,11 +64,13 @@ class FakeStudy:
                 f"tokens/{split}", "tokens", TokensConfig(split=split), {"corpus": "corpus", "tokenizer": "tokenizer"},
                 lambda draft, count=count: draft.metrics.update(num_tokens=count, num_documents=700),
             )  # fmt: skip
-        facts = {task: {"num_items": 200, "chance": chance, "metric": "acc"} for task, chance in CHANCE.items()}
+        facts = {task: {"num_items": 200, "chance": chance, "main_metric": "acc"} for task, chance in CHANCE.items()}
         tasks = TasksConfig(seed=1, num_documents=self.num_documents, document_characters=600, num_items=200)
         self.add("tasks", "tasks", tasks, {"corpus": "corpus"}, lambda draft: draft.metrics.update(facts))
 
-    def add_pretrained(self, model_id: str, peak_lr: float = 4e-3, valid_loss: float | None = None, seed: int = 1) -> Artifact:
+    def add_pretrained(
+        self, model_id: str, peak_lr: float = 4e-3, valid_loss: float | None = None, seed: int = 1
+    ) -> Artifact:
         """Add a FloatLM or TriLM whose validation loss follows from its size, unless one is given."""
         return self.add(
             model_id, "pretrain", pretrain_config(model_id, peak_lr, seed),
@@ -86,7 +89,9 @@ class FakeStudy:
             lambda draft: self._fill_quantized(draft, size, bits),
         )  # fmt: skip
 
-    def add_evaluation(self, model_id: str, suite: str = "held_out", tasks: tuple[str, ...] = tuple(CHANCE)) -> Artifact:
+    def add_evaluation(
+        self, model_id: str, suite: str = "held_out", tasks: tuple[str, ...] = tuple(CHANCE)
+    ) -> Artifact:
         """Add the evaluation of a model on test documents and on `tasks`."""
         config = EvaluateConfig(tasks=["held_out_text", *tasks], batch_size=16, dtype="float32")
         return self.add(
@@ -152,6 +157,7 @@ class FakeStudy:
         text = {"task": "held_out_text", "filter": "none", "num_samples": self.num_documents, "stderr": "N/A"}
         scores.append(text | {"metric": "bits_per_byte", "value": loss / 2.1})
         pd.DataFrame(scores).to_csv(draft.folder / "scores.csv", index=False)
+        draft.metrics |= {f"{row['task']}/{row['metric']}": row["value"] for row in scores}
 
 
 def pretrain_config(model_id: str, peak_lr: float = 4e-3, seed: int = 1) -> PretrainConfig:

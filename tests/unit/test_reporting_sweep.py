@@ -10,7 +10,7 @@ from openspectra.config import ReportConfig
 from openspectra.errors import OpenSpectraError
 from openspectra.model_ids import ModelId
 from openspectra.reporting.page import write_report
-from openspectra.reporting.sweep import choices, departures, read_rates, write_sweep_table
+from openspectra.reporting.sweep import budget, choices, departures, read_rates, write_sweep_table
 from openspectra.strict_yaml import read_yaml
 from openspectra.study import Study
 
@@ -86,19 +86,32 @@ def test_report_shows_a_dated_table_and_departures_from_it(tmp_path):
     study.add_pretrained("floatlm/0.4M", peak_lr=4e-3)
     rates = tmp_path / "rates.csv"
     rates.write_text(
-        "# a sweep\nfamily,size,peak_lr,valid_loss,date,machine\n"
+        "# make rates, 2 cores\nfamily,size,peak_lr,valid_loss,date,machine\n"
         "floatlm,0.4M,2e-3,3.4,2025-11-20,2 cores <b>\nfloatlm,0.4M,8e-3,3.3,2025-11-20,2 cores <b>\n"
     )
     write_report(CONFIG, list(study.artifacts.values()), tmp_path, rates)
     page = (tmp_path / "index.html").read_text()
+    assert "<li>make rates, 2 cores</li>" in page
     assert "Sweep date: 2025-11-20." in page
     assert "Sweep machine: 2 cores &lt;b&gt;." in page
     assert "at the highest rate of the grid: the optimum may lie outside" in page
-    assert "floatlm/0.4M was trained at 0.004, not at 0.008" in page
+    assert "floatlm/0.4M was trained at 4e-3, not at 8e-3" in page
 
 
 def test_departures_name_models_without_a_row(tmp_path):
     (tmp_path / "rates.csv").write_text("family,size,peak_lr,valid_loss\nfloatlm,1M,1e-3,3.5\n")
     table = read_rates(tmp_path / "rates.csv")
     trained = {ModelId("floatlm", "1M"): 1e-3, ModelId("trilm", "1M"): 2e-3}
-    assert list(departures(table, trained)) == ["trilm/1M was trained at 0.002; the sweep has no row for it."]
+    assert list(departures(table, trained)) == ["trilm/1M was trained at 2e-3; the sweep has no row for it."]
+
+
+def test_budget_says_whether_runs_can_be_compared(tmp_path):
+    lines = [
+        "family,size,peak_lr,valid_loss,steps,tokens_per_step",
+        "floatlm,1M,1e-3,3.5,100,8",
+        "trilm,1M,1e-3,3.5,100,8",
+    ]
+    (tmp_path / "rates.csv").write_text("\n".join(lines))
+    assert budget(read_rates(tmp_path / "rates.csv")) == "Every run had the same budget of 800 tokens."
+    (tmp_path / "rates.csv").write_text("\n".join([*lines, "trilm,1M,2e-3,3.5,100,16"]))
+    assert "Budgets differ, from 800 to 1,600 tokens" in budget(read_rates(tmp_path / "rates.csv"))

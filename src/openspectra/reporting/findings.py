@@ -1,0 +1,104 @@
+"""Sentences about what the numbers say, as found: the sign of a difference is reported, never expected."""
+
+from openspectra.reporting.formats import interval_text, signed
+from openspectra.reporting.identity import kind_label
+from openspectra.reporting.load import Results
+from openspectra.reporting.statistics import DocumentLosses, main_scores
+from openspectra.reporting.tables import Gap
+
+CLEAR = 2
+"""Standard errors above chance at which a score is called clear."""
+
+
+def findings(results: Results, losses: DocumentLosses, gaps: list[Gap]) -> list[str]:
+    """Return the statements that the test losses and scores allow; none where nothing was evaluated."""
+    return [
+        *_larger_is_better(results, losses),
+        *(_gap_sentence(gap) for gap in gaps if gap.interval and not gap.model.id.bits),
+        *_quantized_sentences(gaps),
+        *_frontier(results, losses),
+        *_above_chance(results),
+    ]
+
+
+def _larger_is_better(results: Results, losses: DocumentLosses) -> list[str]:
+    """Return one sentence per verdict, naming the kinds of models it holds for."""
+    verdicts: dict[str, list[str]] = {}
+    for kind in results.kinds:
+        models = [model for model in results.study_models if model.id.kind == kind]
+        found = [loss.value for model in models if (loss := losses.loss(str(model.id)))]
+        if len(found) > 1:
+            verdicts.setdefault(_verdict(found), []).append(kind_label(kind))
+    return [f"Test loss {verdict} for {', '.join(kinds)}." for verdict, kinds in verdicts.items()]
+
+
+def _verdict(values: list[float]) -> str:
+    """Return in words how losses change from the smallest size to the largest."""
+    steps = list(zip(values, values[1:], strict=False))
+    if all(later < earlier for earlier, later in steps):
+        return "falls with every step in size"
+    if all(later >= earlier for earlier, later in steps):
+        return "falls with no step in size"
+    return "falls with some steps in size and not with others"
+
+
+def _gap_sentence(gap: Gap) -> str:
+    interval = gap.interval
+    side = "above" if interval.value > 0 else "below" if interval.value < 0 else "equal to"
+    verdict = "excludes zero" if interval.excludes_zero else "includes zero"
+    return (
+        f"{kind_label(gap.model.id.kind)} {_label(gap)}: test loss {side} its FloatLM twin, {signed(interval.value)} nats/token"
+        f" (95\u00a0%: {interval_text(interval, 4, with_sign=True)}; {verdict})."
+    )
+
+
+def _quantized_sentences(gaps: list[Gap]) -> list[str]:
+    """Return one sentence per width: the range of its differences over the sizes."""
+    by_kind: dict[str, list[Gap]] = {}
+    for gap in gaps:
+        if gap.interval and gap.model.id.bits:
+            by_kind.setdefault(gap.model.id.kind, []).append(gap)
+    return [_range_sentence(kind, rows) for kind, rows in by_kind.items()]
+
+
+def _range_sentence(kind: str, gaps: list[Gap]) -> str:
+    values = [gap.interval.value for gap in gaps]
+    clear = sum(gap.interval.excludes_zero for gap in gaps)
+    low, high = signed(min(values)), signed(max(values))
+    span = low if low == high else f"{low} to {high}"
+    return (
+        f"{kind_label(kind)}: test loss differs from that of its FloatLM by {span} nats/token; "
+        f"the 95\u00a0% interval excludes zero for {clear} of {len(gaps)} models."
+    )
+
+
+def _frontier(results: Results, losses: DocumentLosses) -> list[str]:
+    """Return which models no other beats in both size in bits and test loss."""
+    points = [
+        (model.metric("model_size_bits"), loss.value, str(model.id))
+        for model in results.study_models
+        if (loss := losses.loss(str(model.id))) and model.metric("model_size_bits")
+    ]
+    best, frontier = float("inf"), []
+    for _, value, name in sorted(points):
+        if value < best:
+            best = value
+            frontier.append(name)
+    if len(points) < 2:
+        return []
+    return [
+        f"No other model is both smaller in bits and lower in test loss than these, smallest first: {', '.join(frontier)}."
+    ]
+
+
+def _above_chance(results: Results) -> list[str]:
+    main = main_scores(results.scores, results.main_metrics).dropna(subset=["value", "stderr", "chance"])
+    clear = main["value"] > main["chance"] + CLEAR * main["stderr"]
+    counts = [
+        f"{task} {clear[rows.index].sum()} of {len(rows)} models" for task, rows in main.groupby("task", sort=True)
+    ]
+    return [f"Accuracy more than two standard errors above chance: {', '.join(counts)}."] if counts else []
+
+
+def _label(gap: Gap) -> str:
+    return str(gap.model.id).partition("/")[2]

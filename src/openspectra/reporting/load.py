@@ -1,0 +1,205 @@
+"""The artifacts of a study as tables in memory: models, their curves, scores and scored documents.
+
+What is absent is `None` or named in `Model.missing`; nothing absent becomes a zero.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from openspectra.artifacts import Artifact
+from openspectra.errors import OpenSpectraError
+from openspectra.model_ids import ModelId
+from openspectra.reporting.identity import evaluated_model, in_order, kind_rank, suite_name
+
+MODEL_STAGES = ("pretrain", "quantize")
+SCORE_COLUMNS = ("task", "metric", "filter", "value", "stderr", "num_samples", "chance")
+DOCUMENT_COLUMNS = ("task", "document_id", "num_tokens", "num_bytes", "log_likelihood")
+CURVE_COLUMNS = ("step", "tokens_seen")
+ACCURACY_METRICS = ("acc_norm", "acc", "exact_match")
+"""Metrics that may stand for a task, best first, where its builder names none."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model of the study, or the gap it leaves: then `artifact` is None and `missing` says why."""
+
+    id: ModelId
+    artifact: Artifact | None = None
+    evaluations: tuple[Artifact, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.artifact.manifest.config if self.artifact else {}
+
+    def metric(self, name: str) -> float | None:
+        """Return a summary metric of the model's own stage, None where it has none."""
+        return self.artifact.manifest.metrics.get(name) if self.artifact else None
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything the page shows, read once and checked against the manifests."""
+
+    artifacts: list[Artifact]
+    models: list[Model]
+    scores: pd.DataFrame
+    """Columns model_id and those of `scores.csv`; a task that several suites hold is named `task (suite)`."""
+    documents: pd.DataFrame
+    """Columns model_id and those of `documents.csv`: test documents, log-likelihood in nats summed over each."""
+    task_facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Chance level, number of items and main metric of the built tasks."""
+
+    @property
+    def study_models(self) -> list[Model]:
+        """The models whose ids have no optional part: those that the figures and the counts are about."""
+        return [
+            model for model in self.models if model.id == ModelId(model.id.family, model.id.size, bits=model.id.bits)
+        ]
+
+    @cached_property
+    def sizes(self) -> list[str]:
+        """Size labels, smallest model first."""
+        return list(dict.fromkeys(model.id.size for model in self.models))
+
+    @cached_property
+    def kinds(self) -> list[str]:
+        """The columns of the study (`floatlm`, `trilm`, `quantlm-8bit`, ...) in the order of the legend."""
+        return sorted({model.id.kind for model in self.models}, key=kind_rank)
+
+    @cached_property
+    def by_id(self) -> dict[str, Model]:
+        return {str(model.id): model for model in self.models}
+
+    @cached_property
+    def main_metrics(self) -> dict[str, str]:
+        """Accuracy tasks in order, each with the metric that stands for it."""
+        found = {}
+        for task, rows in self.scores.groupby("task", sort=True):
+            named = self.task_facts.get(task.partition(" (")[0], {}).get("main_metric")
+            choices = [metric for metric in (named, *ACCURACY_METRICS) if metric in ACCURACY_METRICS]
+            metric = next((choice for choice in choices if choice in set(rows["metric"])), None)
+            if metric:
+                found[task] = metric
+        return found
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether this is a sweep of peak rates: variants of the rate, and nothing scored on the test split."""
+        rates = any((model.id.variant or "").startswith("lr") for model in self.models)
+        return rates and not any(artifact.manifest.stage == "evaluate" for artifact in self.artifacts)
+
+
+def load_results(artifacts: list[Artifact]) -> Results:
+    """Return the tables of a study. Raises `DamagedArtifactError` where a file differs from its manifest."""
+    artifacts = in_order(artifacts)
+    models = _models(artifacts)
+    task_facts = {
+        task: facts
+        for artifact in artifacts
+        if artifact.manifest.stage == "tasks"
+        for task, facts in artifact.manifest.metrics.items()
+        if isinstance(facts, dict)
+    }
+    scores = _stack(models, "scores.csv", SCORE_COLUMNS, text=("task", "metric", "filter"))
+    documents = _stack(models, "documents.csv", DOCUMENT_COLUMNS, text=("task", "document_id"))
+    return Results(artifacts, models, _named_by_suite(scores), _named_by_suite(documents), task_facts)
+
+
+def has_file(artifact: Artifact, name: str) -> bool:
+    """Return whether the manifest lists file `name`."""
+    return any(record.path == name for record in artifact.manifest.files)
+
+
+def read_curve(model: Model, name: str) -> pd.DataFrame | None:
+    """Return the curve `name` (`train.csv`, `valid.csv`) of a pretrained model; None where the model keeps none."""
+    if model.artifact is None or not has_file(model.artifact, name):
+        return None
+    return read_table(model.artifact.file(name), CURVE_COLUMNS, text=())
+
+
+def read_table(path: Path, columns: tuple[str, ...], text: tuple[str, ...]) -> pd.DataFrame:
+    """Return a CSV whose columns not in `text` are numbers; what is no number ("", "N/A") becomes missing.
+
+    Lines that start with `#` are left out. Raises `OpenSpectraError` where one of `columns` is absent.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        content = StringIO("".join(line for line in lines if not line.startswith("#")))
+        table = pd.read_csv(content, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise OpenSpectraError(f"{path}: not a readable CSV table ({error}); make it again.") from None
+    absent = [column for column in columns if column not in table]
+    if absent:
+        raise OpenSpectraError(
+            f"{path}: no column {', '.join(absent)}; it has {', '.join(table.columns)}. Make it again."
+        )
+    numeric = [column for column in table.columns if column not in text]
+    table[numeric] = table[numeric].apply(pd.to_numeric, errors="coerce")
+    return table
+
+
+def _models(artifacts: list[Artifact]) -> list[Model]:
+    """Return every model given, then the gaps in the grid of sizes and kinds, ordered by size and kind."""
+    made = [artifact for artifact in artifacts if artifact.manifest.stage in MODEL_STAGES]
+    evaluations = [artifact for artifact in artifacts if artifact.manifest.stage == "evaluate"]
+    models = [_with_evaluations(artifact, evaluations) for artifact in made]
+    gaps = [Model(model_id, missing=("no artifact of this model was given",)) for model_id in _grid_gaps(models)]
+    width = {
+        size: max(model.metric("num_parameters") or 0 for model in models if model.id.size == size)
+        for size in {model.id.size for model in models}
+    }
+    return sorted(
+        models + gaps,
+        key=lambda model: (width[model.id.size], model.id.size, kind_rank(model.id.kind), str(model.id)),
+    )
+
+
+def _with_evaluations(artifact: Artifact, evaluations: list[Artifact]) -> Model:
+    """Return the model with the evaluations made from exactly this artifact, or with the reason why it has none."""
+    name = artifact.manifest.config["model_id"]
+    own = tuple(each for each in evaluations if each.manifest.parents["model"].sha256 == artifact.sha256)
+    missing = ()
+    if evaluations and not own:
+        stale = any(evaluated_model(each) == name for each in evaluations)
+        missing = (
+            "its evaluation was made from another version of this model; evaluate it again"
+            if stale
+            else "not evaluated: no evaluation of this model was given",
+        )
+    return Model(ModelId.parse(name), artifact, own, missing)
+
+
+def _grid_gaps(models: list[Model]) -> list[ModelId]:
+    """Return the plain ids that the grid of sizes and kinds lacks. A kind seen once only with variants makes none."""
+    plain = {model.id for model in models if model.id == ModelId(model.id.family, model.id.size, bits=model.id.bits)}
+    columns = {(model_id.family, model_id.bits) for model_id in plain}
+    grid = {ModelId(family, size, bits=bits) for family, bits in columns for size in {each.size for each in plain}}
+    return sorted(grid - plain, key=str)
+
+
+def _stack(models: list[Model], name: str, columns: tuple[str, ...], text: tuple[str, ...]) -> pd.DataFrame:
+    """Return file `name` of all evaluations below each other, with model and suite; a suite need not have the file."""
+    frames = [
+        read_table(artifact.file(name), columns, text)[list(columns)].assign(
+            model_id=str(model.id), suite=suite_name(artifact)
+        )
+        for model in models
+        for artifact in model.evaluations
+        if has_file(artifact, name)
+    ]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["model_id", "suite", *columns])
+
+
+def _named_by_suite(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table without its suites; a task name that stands in several suites gets the suite in brackets."""
+    suites: Counter[str] = Counter(task for task, _ in set(zip(table["task"], table["suite"], strict=True)))
+    shared = table["task"].map(lambda task: suites[task] > 1).astype(bool)
+    named = table["task"].where(~shared, table["task"] + " (" + table["suite"] + ")")
+    return table.assign(task=named).drop(columns="suite")

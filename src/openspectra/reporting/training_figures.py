@@ -1,0 +1,151 @@
+"""Figures of training: loss and sparsity over tokens, and validation loss against peak learning rate."""
+
+import math
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from openspectra.model_ids import QUANTLM
+from openspectra.reporting.drawing import (
+    NOTE,
+    SMALL_INCHES,
+    Drawing,
+    colour_of,
+    legend_below,
+    log_x_axis,
+    marker_of,
+    panel,
+    to_drawing,
+)
+from openspectra.reporting.formats import scaled
+from openspectra.reporting.identity import kind_label
+from openspectra.reporting.load import Model, Results, read_curve
+from openspectra.reporting.sweep import Choice, diverged_rows
+from openspectra.study import rate_label
+
+MAX_POINTS = 400
+"""Points of a curve that are drawn; more would not be seen."""
+SKIPPED_START = 0.1
+"""Share of the training that may lie above the frame of a loss curve."""
+LEGEND_COLUMNS = 3
+LINE_STYLES = ("-", "--", ":", "-.")
+
+
+def loss_curves(results: Results) -> list[Drawing]:
+    """Return training and validation loss over tokens seen, one panel per size with all its families."""
+    trained = [model for model in results.study_models if model.id.family != QUANTLM and model.artifact]
+    return [
+        _loss_panel(size, models)
+        for size in results.sizes
+        if (models := [model for model in trained if model.id.size == size])
+    ]
+
+
+def sparsity_curves(results: Results) -> list[Drawing]:
+    """Return one panel of the share of zero weights over tokens seen; nothing where no model records it."""
+    curves = [(model, read_curve(model, "train.csv")) for model in results.study_models]
+    curves = [
+        (model, curve.dropna(subset=["sparsity"]))
+        for model, curve in curves
+        if curve is not None and "sparsity" in curve
+    ]
+    curves = [(model, thinned(curve)) for model, curve in curves if len(curve)]
+    if not curves:
+        return []
+    with panel(SMALL_INCHES, legend_rows=-(-len(curves) // LEGEND_COLUMNS)) as (figure, axes):
+        for index, (model, curve) in enumerate(curves):
+            axes.plot(
+                curve["tokens_seen"], 100 * curve["sparsity"], color=colour_of(model.id.kind),
+                lw=1.4, ls=LINE_STYLES[index % len(LINE_STYLES)], label=str(model.id),
+            )  # fmt: skip
+        axes.set(xlabel="Tokens seen", ylabel="Zero weights (%)")
+        axes.locator_params(nbins=6)
+        _write_tokens(axes)
+        legend_below(figure, axes, LEGEND_COLUMNS)
+        return [to_drawing(figure, "sparsity", "Share of zero weights over training, one line per model")]
+
+
+def sweep_panels(table: pd.DataFrame, chosen: list[Choice], sizes: list[str]) -> list[Drawing]:
+    """Return validation loss against peak learning rate, one panel per size, the chosen rate of each family ringed."""
+    found = list(dict.fromkeys(table["size"]))
+    ordered = [size for size in sizes if size in found] + [size for size in found if size not in sizes]
+    return [
+        _sweep_panel(size, table[table["size"] == size], [choice for choice in chosen if choice.size == size])
+        for size in ordered
+    ]
+
+
+def thinned(curve: pd.DataFrame) -> pd.DataFrame:
+    """Return at most `MAX_POINTS` rows of a curve, evenly spaced, the last always among them."""
+    every = math.ceil(len(curve) / MAX_POINTS) or 1
+    return curve.iloc[::-1].iloc[::every].iloc[::-1]
+
+
+def _loss_panel(size: str, models: list[Model]) -> Drawing:
+    with panel(SMALL_INCHES, legend_rows=len(models)) as (figure, axes):
+        tops = [_draw_loss(axes, model, split) for split in ("train", "valid") for model in models]
+        tops = [top for top in tops if math.isfinite(top)]
+        if tops:
+            axes.set_ylim(top=max(tops) + 0.05 * (max(tops) - axes.get_ylim()[0]))
+        axes.set(title=size, xlabel="Tokens seen", ylabel="Loss (nats per token)")
+        axes.locator_params(nbins=6)
+        _write_tokens(axes)
+        legend_below(figure, axes, columns=2)
+        return to_drawing(
+            figure, f"loss_curves_{size}", f"Training and validation loss of size {size} over tokens seen"
+        )
+
+
+def _draw_loss(axes: Axes, model: Model, split: str) -> float:
+    """Draw one curve and return its highest loss after the start; NaN where the model has no such curve."""
+    curve = read_curve(model, f"{split}.csv")
+    column = f"{split}_loss"
+    if curve is None or column not in curve or curve[column].isna().all():
+        return math.nan
+    curve = thinned(curve.dropna(subset=[column]))
+    kind = model.id.kind
+    look = {"lw": 0.9, "alpha": 0.55} if split == "train" else {"lw": 1.5, "marker": marker_of(kind), "ms": 4}
+    label = f"{kind_label(kind)}, {'training' if split == 'train' else 'validation'}"
+    axes.plot(curve["tokens_seen"], curve[column], color=colour_of(kind), label=label, **look)
+    later = curve[curve["tokens_seen"] >= SKIPPED_START * curve["tokens_seen"].max()]
+    return float(later[column].max())
+
+
+def _sweep_panel(size: str, table: pd.DataFrame, chosen: list[Choice]) -> Drawing:
+    diverged = diverged_rows(table)
+    with panel(SMALL_INCHES, legend_rows=2 if diverged.any() else 1) as (figure, axes):
+        for family, rows in table[~diverged].groupby("family", sort=True):
+            axes.plot(
+                rows["peak_lr"], rows["valid_loss"], color=colour_of(family), lw=1.3, marker=marker_of(family), ms=5,
+                label=kind_label(family),
+            )  # fmt: skip
+        log_x_axis(axes, rate_label)
+        axes.margins(x=0.08, y=0.18)
+        axes.set_ylim(axes.get_ylim())
+        for choice in chosen:
+            if math.isfinite(choice.valid_loss):
+                _ring(axes, choice)
+        for family, rows in table[diverged].groupby("family", sort=True):
+            axes.plot(
+                rows["peak_lr"], [0.97] * len(rows), transform=axes.get_xaxis_transform(), color=colour_of(family),
+                marker="x", mew=1.6, ls="none", label=f"{kind_label(family)}, diverged",
+            )  # fmt: skip
+        axes.set(title=size, xlabel="Peak learning rate (log scale)", ylabel="Validation loss (nats per token)")
+        legend_below(figure, axes, columns=2)
+        return to_drawing(figure, f"sweep_{size}", f"Validation loss against peak learning rate at size {size}")
+
+
+def _ring(axes: Axes, choice: Choice) -> None:
+    """Mark the chosen rate and write it below, with a word where it lies at an edge of the grid."""
+    axes.plot(choice.peak_lr, choice.valid_loss, marker="o", ms=12, mfc="none", mec=colour_of(choice.family), mew=1.6)
+    text = rate_label(choice.peak_lr) + (", edge of the grid" if choice.edge in ("lowest", "highest") else "")
+    position = axes.transLimits.transform((math.log10(choice.peak_lr), 0))[0]
+    axes.annotate(
+        text, (choice.peak_lr, choice.valid_loss), (0, -17), textcoords="offset points",
+        ha="left" if position < 0.25 else "right" if position > 0.75 else "center", **NOTE,
+    )  # fmt: skip
+
+
+def _write_tokens(axes: Axes) -> None:
+    """Write the ticks of the x axis as counts of tokens."""
+    axes.xaxis.set_major_formatter(lambda value, _: scaled(value) if value else "0")

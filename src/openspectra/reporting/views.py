@@ -1,0 +1,207 @@
+"""The tables as the page shows them: cells with units, intervals and reasons for what is missing."""
+
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from openspectra.reporting.formats import (
+    PLUS_MINUS,
+    Cell,
+    counted,
+    given,
+    interval_text,
+    missing,
+    number_cell,
+    percent,
+    scaled,
+    signed,
+    size_unit,
+)
+from openspectra.reporting.load import Model, Results
+from openspectra.reporting.provenance import SHORT_HASH
+from openspectra.reporting.statistics import DocumentLosses, main_scores
+from openspectra.reporting.sweep import Choice
+from openspectra.reporting.tables import Gap, missing_loss
+from openspectra.study import rate_label
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: the kind colours its mark, the anchor leads to the artifact."""
+
+    name: str
+    kind: str
+    group: str
+    """Size, or what else keeps rows together; a line stands where it changes."""
+    cells: list[Cell]
+    anchor: str | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """A table of the page: column titles with a second line of units, its rows, and why anything is missing."""
+
+    columns: list[tuple[str, str]]
+    rows: list[Row]
+    reasons: list[str] = field(default_factory=list)
+
+
+def model_view(results: Results, losses: DocumentLosses) -> View:
+    """Return the table of all models: sizes, test loss, bits per byte and the accuracy of each task."""
+    unit, divisor = size_unit(max((model.metric("model_size_bits") or 0 for model in results.models), default=0))
+    scores = main_scores(results.scores, results.main_metrics).set_index(["model_id", "task"])
+    columns = [
+        ("Parameters", ""),
+        ("Bits per weight", "linear layers"),
+        ("Size", unit),
+        ("Test loss", "nats/token\n95\u00a0% interval"),
+        ("Bits per byte", "test text"),
+        *((task, _task_unit(results, task, metric)) for task, metric in results.main_metrics.items()),
+    ]
+    rows = []
+    for model in results.models:
+        cells = [*_size_cells(model, divisor), *_loss_cells(model, losses)]
+        cells += [_accuracy_cell(model, task, scores) for task in results.main_metrics]
+        rows.append(_row(model, cells))
+    return _view(columns, rows)
+
+
+def gap_view(gaps: list[Gap]) -> View:
+    """Return the paired differences with batch, steps and warm-up of both members beside each."""
+    columns = [
+        ("minus", "baseline"),
+        ("Difference", "nats/token"),
+        ("95\u00a0% interval", "documents in pairs"),
+        ("Batch", "tokens per step"),
+        ("Steps", "of both"),
+        ("Warm-up", "steps of both"),
+    ]
+    rows = []
+    for gap in gaps:
+        cells = [Cell(str(gap.baseline_id)), *_difference_cells(gap)]
+        cells += [_both(gap, key) for key in ("tokens_per_step", "steps", "warmup_steps")]
+        rows.append(_row(gap.model, cells))
+    return _view(columns, rows)
+
+
+def sweep_view(chosen: list[Choice]) -> View:
+    """Return the chosen peak rate of each family and size, and where it lies in its grid."""
+    columns = [("Chosen peak rate", ""), ("Validation loss", "nats/token"), ("Rates tried", ""), ("Optimum", "")]
+    rows = []
+    for choice in chosen:
+        finite = given(choice.valid_loss)
+        loss = choice.valid_loss if finite else None
+        cells = [
+            number_cell(choice.peak_lr if finite else None, rate_label(choice.peak_lr), "every rate diverged"),
+            number_cell(loss, f"{choice.valid_loss:.4f}", "every rate diverged"),
+            Cell(
+                str(choice.num_rates),
+                choice.num_rates,
+                f"{choice.num_diverged} diverged" if choice.num_diverged else None,
+            ),
+            Cell(_place(choice)),
+        ]
+        rows.append(Row(f"{choice.family}/{choice.size}", choice.family, choice.family, cells))
+    return _view(columns, rows)
+
+
+def rate_view(table: pd.DataFrame) -> View:
+    """Return every run of a sweep: rate, validation loss, steps and whether it diverged."""
+    columns = [
+        ("Peak rate", ""),
+        ("Validation loss", "nats/token"),
+        ("Steps", ""),
+        ("Batch", "tokens per step"),
+        ("Tokens seen", ""),
+    ]
+    rows = []
+    for record in table.itertuples():
+        loss = record.valid_loss if given(record.valid_loss) else None
+        loss_cell = number_cell(loss, f"{record.valid_loss:.4f}", "no finite validation loss: the run diverged")
+        cells = [
+            Cell(rate_label(record.peak_lr), record.peak_lr),
+            Cell(loss_cell.text, loss_cell.sort, "diverged" if record.diverged else None, loss_cell.missing),
+            *(Cell(counted(value), value) for value in (record.steps, record.tokens_per_step)),
+            number_cell(
+                record.tokens_seen if given(record.tokens_seen) else None, counted(record.tokens_seen), "not recorded"
+            ),
+        ]
+        name = f"{record.family}/{record.size}"
+        rows.append(Row(name, record.family, name, cells))
+    return _view(columns, rows)
+
+
+def _size_cells(model: Model, divisor: float) -> list[Cell]:
+    reason = "; ".join(model.missing) or "not in the model's manifest"
+    parameters, width, size = (model.metric(key) for key in ("num_parameters", "bits_per_weight", "model_size_bits"))
+    return [
+        number_cell(parameters, "" if parameters is None else scaled(parameters), reason),
+        number_cell(width, "" if width is None else f"{width:.4g}", reason),
+        number_cell(size, "" if size is None else f"{size / divisor:.2f}", reason),
+    ]
+
+
+def _loss_cells(model: Model, losses: DocumentLosses) -> list[Cell]:
+    reason = missing_loss(model, losses)
+    if reason:
+        return [missing(reason), missing(reason)]
+    loss, bits_per_byte = losses.loss(str(model.id)), losses.bits_per_byte(str(model.id))
+    return [
+        Cell(f"{loss.value:.3f}", loss.value, interval_text(loss)),
+        Cell(f"{bits_per_byte:.3f}", bits_per_byte),
+    ]
+
+
+def _accuracy_cell(model: Model, task: str, scores: pd.DataFrame) -> Cell:
+    key = (str(model.id), task)
+    if key not in scores.index:
+        return missing("; ".join(model.missing) or f"{task} is not in its evaluation")
+    value, stderr = scores.loc[key, "value"], scores.loc[key, "stderr"]
+    if not given(value):
+        return missing(f"{task} has no value in its evaluation")
+    detail = f"{PLUS_MINUS}\u00a0{percent(stderr)}" if given(stderr) else "no standard error"
+    return Cell(percent(value), float(value), detail)
+
+
+def _task_unit(results: Results, task: str, metric: str) -> str:
+    chances = results.scores.loc[results.scores["task"] == task, "chance"].dropna()
+    chance = f"chance {percent(chances.iloc[0], 0)}\u00a0%" if len(chances) else "chance not given"
+    return f"{metric}, %\n{chance}"
+
+
+def _difference_cells(gap: Gap) -> list[Cell]:
+    if gap.missing:
+        return [missing(gap.missing), missing(gap.missing)]
+    interval = gap.interval
+    verdict = "excludes zero" if interval.excludes_zero else "includes zero"
+    bounds = Cell(
+        interval_text(interval, 4, with_sign=True), interval.low, verdict if interval.low is not None else None
+    )
+    return [Cell(signed(interval.value), interval.value), bounds]
+
+
+def _both(gap: Gap, key: str) -> Cell:
+    first, second = gap.training[key], gap.baseline_training[key]
+    if first is None or second is None:
+        return missing(gap.missing or "not recorded")
+    if gap.model.id.bits:
+        return Cell(counted(second), second)
+    return Cell(f"{counted(first)} | {counted(second)}", first)
+
+
+def _row(model: Model, cells: list[Cell]) -> Row:
+    anchor = model.artifact.sha256[:SHORT_HASH] if model.artifact else None
+    return Row(str(model.id), model.id.kind, model.id.size, cells, anchor)
+
+
+def _view(columns: list[tuple[str, str]], rows: list[Row]) -> View:
+    reasons = [f"{row.name}: {cell.missing}." for row in rows for cell in row.cells if cell.missing]
+    return View(columns, rows, list(dict.fromkeys(reasons)))
+
+
+def _place(choice: Choice) -> str:
+    if choice.edge == "only":
+        return "one rate only: no optimum can be seen"
+    if choice.edge:
+        return f"at the {choice.edge} rate of the grid: the optimum may lie outside"
+    return "inside the grid"
