@@ -47,7 +47,7 @@ class LlamaShape(Config):
     rms_norm_eps: Rate = 1e-5  # paper, released configs
     rope_theta: Annotated[float, Field(gt=0)] = 10000.0  # paper, released configs
     initializer_range: Rate = 0.02
-    """Standard deviation of the initial normal draw. # ASSUME: the paper does not state its initialization."""
+    """Standard deviation of the initial normal draw."""
     scales_per_matrix: PositiveInt = 1
     """Scales of a ternary matrix: the MP column of the published model table."""
 

@@ -96,6 +96,8 @@ class TrainingConfig(Config):
     total_tokens: PositiveInt
     """Tokens each model sees."""
     sequence_length: PositiveInt
+    initializer_range: Rate
+    """Standard deviation of the initial normal draw of every matrix."""
     precision: Precision
     warmup_fraction: Fraction
     """Share of the steps until the peak learning rate is reached."""
@@ -239,6 +241,7 @@ class Study(Config):
             shape=LlamaShape(
                 vocab_size=math.ceil(self.tokenizer.vocab_size / multiple) * multiple,
                 max_position_embeddings=training.sequence_length,
+                initializer_range=training.initializer_range,
                 **row.model_dump(),
             ),
             seed=self.seed,
