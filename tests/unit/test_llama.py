@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from openspectra.config import LlamaShape
+from openspectra.model.hugging_face import hugging_face_config
 from openspectra.model.llama import Llama
-from openspectra.training.pretrain import hugging_face_config
 
 SHAPE = LlamaShape(
     vocab_size=128,
