@@ -169,13 +169,16 @@ class ArtifactDraft:
 
 
 @contextmanager
-def write_artifact(out: Path, stage: str, config: BaseModel, parents: dict[str, Artifact]) -> Iterator[ArtifactDraft]:
+def write_artifact(
+    out: Path, stage: str, config: BaseModel, parents: dict[str, Artifact], started: float | None = None
+) -> Iterator[ArtifactDraft]:
     """Yield a draft to fill; on leaving without error, publish it in `out`, the manifest last and atomically.
 
     Files are written to a staging folder beside their final place. An error or a kill leaves what `out` held before
-    without a manifest that claims otherwise, and no half-written file under a final name.
+    without a manifest that claims otherwise, and no half-written file under a final name. `started` (Unix seconds)
+    says when the work began, where that was before this call.
     """
-    started = time.time()
+    started = started or time.time()
     staging = out / ".staging"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def pretrain(
 
     Raises `Interrupted` when a signal asked the run to stop, `OpenSpectraError` when another process trains here.
     """
+    started = time.time()
     parents = {"tokens_train": train, "tokens_valid": valid, "tokenizer": tokenizer}
     _check_splits(train, valid)
     if config.precision == "16-mixed" and not torch.cuda.is_available():
@@ -44,7 +46,7 @@ def pretrain(
     try:
         with FileLock(out / "lock", timeout=0):
             module = _train(config, parents, out, show_bar, fresh)
-            with write_artifact(out, "pretrain", config, parents) as draft:
+            with write_artifact(out, "pretrain", config, parents, started) as draft:
                 draft.metrics |= save_model(module.llama, config, tokenizer, draft.folder)
                 draft.metrics |= _save_rows(module, draft.folder)
             module.checkpoints.remove_other_runs()
