@@ -29,7 +29,7 @@ def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedPro
 
 def snakemake(project: Path, *arguments: str) -> subprocess.CompletedProcess:
     """Run the workflow of the `tiny` study in `project` on two cores."""
-    return run("snakemake", "--cores", "2", "--config", "study=tiny", *arguments, cwd=project)
+    return run("snakemake", "--config", "study=tiny", "--cores", "2", *arguments, cwd=project)
 
 
 def copy_project(target: Path) -> Path:

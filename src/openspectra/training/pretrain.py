@@ -63,7 +63,8 @@ def _train(config: PretrainConfig, parents: dict[str, Artifact], out: Path, show
         logger.info("%s: continues from step %d of %d", config.model_id, module.step, config.max_steps)
     if module.step < config.max_steps:
         data = StepData(config, Tokens(parents["tokens_train"]), module.step)
-        logging.getLogger("lightning.pytorch").handlers.clear()  # its lines go to our log, not to the console as well
+        for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).handlers.clear()  # their lines go to our log, not to the console as well
         with Interruption() as interruption:
             trainer = L.Trainer(
                 accelerator="auto",
