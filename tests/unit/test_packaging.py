@@ -48,11 +48,12 @@ def declared() -> list[Requirement]:
 def test_every_imported_package_is_declared():
     names = {canonicalize_name(requirement.name) for requirement in declared()} | {"openspectra"}
     distributions = packages_distributions()
+    ours = {path.stem for path in (ROOT / "tests").rglob("*.py")}
     for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
-            for module in {module.split(".")[0] for module in modules} - sys.stdlib_module_names - {"conftest"}:
+            for module in {module.split(".")[0] for module in modules} - sys.stdlib_module_names - ours:
                 found = {canonicalize_name(name) for name in distributions.get(module, [module])}
                 assert found & names, f"{path.relative_to(ROOT)} imports {module}: declare it in pyproject.toml"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_reporting_study import FakeStudy, pretrain_config
+from reporting_study import FakeStudy, pretrain_config
 
 from openspectra.artifacts import open_artifact
 from openspectra.config import ReportConfig

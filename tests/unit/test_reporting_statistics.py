@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from test_reporting_study import documents_of
+from reporting_study import documents_of
 
 from openspectra.reporting import statistics
 from openspectra.reporting.statistics import document_losses, mean_accuracy, resample_totals

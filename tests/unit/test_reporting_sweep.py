@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
-from test_reporting_study import FakeStudy
+from reporting_study import FakeStudy
 
 from openspectra.config import ReportConfig
 from openspectra.errors import OpenSpectraError

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_reporting_study import CHANCE, FakeStudy
+from reporting_study import CHANCE, FakeStudy
 
 from openspectra.errors import OpenSpectraError
 from openspectra.tracking import metric_name, track, without_userinfo
