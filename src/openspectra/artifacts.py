@@ -5,6 +5,7 @@ manifests), every file with bytes and sha256, summary metrics. Time, host, commi
 `run.json` beside it, outside every hash. A folder without a valid manifest does not exist for the next stage.
 """
 
+import csv
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -234,6 +235,14 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Write `data` as indented JSON with sorted keys, so that equal data are equal bytes."""
     path.write_text(json.dumps(data, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_csv(path: Path, columns: Iterable[str], rows: Iterable[dict[str, Any]]) -> None:
+    """Write `rows` as CSV with a header, so that equal data are equal bytes; a table without rows has a header too."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def run_facts(started: float) -> dict[str, Any]:

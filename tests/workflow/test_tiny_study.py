@@ -133,7 +133,7 @@ def test_changed_rate_reruns_that_chain_from_step_0(tiny_copy):
     assert finished.returncode == 0, finished.stdout[-3000:]
     log = (tiny_copy / "logs/tiny/pretrain_model/trilm/2L.log").read_text()
     assert "starts at step 0 in a new checkpoint folder: config.peak_lr, config.peak_lr_after_drop differ" in log
-    after = {path: digest for path, digest in hashes_of_models(tiny_copy).items()}
+    after = hashes_of_models(tiny_copy)
     assert after["floatlm/2L"] == before["results/tiny/floatlm/2L/manifest.json"]
     assert after["trilm/2L"] != before["results/tiny/trilm/2L/manifest.json"]
     assert len(list((tiny_copy / "results/tiny/trilm/2L/checkpoints").iterdir())) == 1
@@ -224,14 +224,14 @@ def test_damaged_artifact_stops_its_reader(tiny_copy, how, damaged, stage):
         ("pretrain --confg x", "No such option"),
     ],
 )
-def test_bad_arguments_exit_with_2(tiny, arguments, message):
+def test_bad_arguments_exit_with_2(tiny, tmp_path, arguments, message):
     config = json.loads((tiny / "results/tiny/configs/quantlm/2L-4bit.json").read_text()) | {"bits": 5}
-    (tiny / "bad.json").write_text(json.dumps(config))
-    finished = run("openspectra", *arguments.split(), cwd=tiny)
+    (tmp_path / "bad.json").write_text(json.dumps(config))
+    finished = run("openspectra", *arguments.split(), cwd=tmp_path)
     assert finished.returncode == 2, finished.stdout
     assert message in finished.stdout
     assert "Traceback" not in finished.stdout
-    assert not (tiny / "o").exists()
+    assert not (tmp_path / "o").exists()
 
 
 def test_test_split_is_refused_by_training(tiny_copy):

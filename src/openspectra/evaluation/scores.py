@@ -1,6 +1,5 @@
 """From lm-eval's results to tables: one row per score, per scored document, per item."""
 
-import csv
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -8,6 +7,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from openspectra.artifacts import write_csv
 from openspectra.errors import OpenSpectraError
 
 SCORE_COLUMNS = ("task", "metric", "filter", "value", "stderr", "num_samples", "chance")
@@ -80,9 +80,9 @@ class Scores:
 def write_scores(scores: Scores, folder: Path) -> None:
     """Write `scores.csv`, `documents.csv` and `items.csv`; a table without rows has a header all the same."""
     metrics = sorted({key for row in scores.items for key in row} - {*ITEM_COLUMNS, "log_likelihoods"})
-    _write_csv(folder / "scores.csv", SCORE_COLUMNS, scores.scores)
-    _write_csv(folder / "documents.csv", DOCUMENT_COLUMNS, scores.documents)
-    _write_csv(folder / "items.csv", (*ITEM_COLUMNS, *metrics, "log_likelihoods"), scores.items)
+    write_csv(folder / "scores.csv", SCORE_COLUMNS, scores.scores)
+    write_csv(folder / "documents.csv", DOCUMENT_COLUMNS, scores.documents)
+    write_csv(folder / "items.csv", (*ITEM_COLUMNS, *metrics, "log_likelihoods"), scores.items)
 
 
 def _document_row(name: str, sample: Row, lm) -> Row:
@@ -137,10 +137,3 @@ def _chance(task, samples: list[Row]) -> float | None:
     if task.OUTPUT_TYPE == "multiple_choice":
         return sum(1 / len(task.doc_to_choice(sample["doc"])) for sample in samples) / len(samples)
     return None
-
-
-def _write_csv(path: Path, columns: tuple[str, ...], rows: list[Row]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)

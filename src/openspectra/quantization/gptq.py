@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from openspectra.artifacts import Artifact
+from openspectra.artifacts import Artifact, write_csv
 from openspectra.config import QuantizeConfig
 from openspectra.data.order import sequence_at
 from openspectra.data.tokenizer import TOKENIZER_FILES
@@ -40,7 +40,7 @@ def quantize(config: QuantizeConfig, model: Artifact, train: Artifact, folder: P
     os.environ.update(SETTINGS)
     packed = folder / "gptq"
     rows = _run_gptq(config, model.folder, _calibration(config, train), packed)
-    _write_layers(rows, folder / "layers.csv")
+    write_csv(folder / "layers.csv", rows[0], sorted(rows, key=lambda row: (row["layer"], row["module"])))
     _write_dense(packed, folder)
     for name in TOKENIZER_FILES:
         shutil.copyfile(model.file(name), folder / name)
@@ -99,13 +99,6 @@ def _layer_row(row: dict[str, str], model_id: str) -> dict[str, Any]:
         "num_samples": int(row["samples"]),
         "damp_percent": float(row["damp"]),
     }
-
-
-def _write_layers(rows: list[dict[str, Any]], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(sorted(rows, key=lambda row: (row["layer"], row["module"])))
 
 
 def _write_dense(packed: Path, folder: Path) -> None:

@@ -4,6 +4,7 @@ Checkpoints lie undeclared in `checkpoints/<run hash>/` of the model's folder. T
 parents and stage version, so a changed recipe starts at step 0 in a folder of its own.
 """
 
+import hashlib
 import io
 import json
 import logging
@@ -46,7 +47,7 @@ class CheckpointFolder:
         torch.save(state, buffer)
         path = self.folder / f"step-{step:08d}.pt"
         write_atomically(path, buffer.getbuffer())
-        write_atomically(path.with_suffix(".sha256"), sha256_of(path).encode())
+        write_atomically(path.with_suffix(".sha256"), hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
         for old in self._states()[:-KEPT]:
             old.with_suffix(".sha256").unlink(missing_ok=True)
             old.unlink()

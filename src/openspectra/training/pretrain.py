@@ -1,6 +1,5 @@
 """The pretraining stage: one model, trained with Lightning, saved as a Hugging Face folder."""
 
-import csv
 import logging
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader
 
-from openspectra.artifacts import Artifact, write_artifact
+from openspectra.artifacts import Artifact, write_artifact, write_csv
 from openspectra.config import PretrainConfig
 from openspectra.data.tokens import Tokens
 from openspectra.errors import ConfigError, Interrupted, OpenSpectraError
@@ -91,10 +90,7 @@ def _train(config: PretrainConfig, parents: dict[str, Artifact], out: Path, show
 
 def _save_rows(module: Pretraining, folder: Path) -> dict[str, Any]:
     for name, rows in (("train.csv", module.train_rows), ("valid.csv", module.valid_rows)):
-        with (folder / name).open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(folder / name, rows[0], rows)
     ternary = {"sparsity": module.train_rows[-1]["sparsity"]} if "sparsity" in module.train_rows[-1] else {}
     return {
         "tokens_seen": module.tokens_seen,
