@@ -27,7 +27,7 @@ from openspectra.errors import DamagedArtifactError
 from openspectra.stage_versions import STAGE_VERSIONS
 
 MANIFEST = "manifest.json"
-UNHASHED = {"run.json", "speed.jsonl", "checkpoints", ".staging", "lock"}
+UNHASHED = {"run.json", "speed.jsonl", "checkpoints", ".staging", "lock", "owner.json"}
 """What may lie beside a manifest without being part of the artifact."""
 RECORDED_PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "datasets", "gptqmodel", "lm_eval", "numpy")
 

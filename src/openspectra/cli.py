@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from openspectra.errors import OpenSpectraError
+from openspectra.training.world import Strategy
 
 logger = logging.getLogger("openspectra.cli")
 app = typer.Typer(
@@ -84,21 +85,48 @@ def pretrain(
     valid: Valid,
     tokenizer: Tokenizer,
     threads: Threads = 1,
+    devices: Annotated[int, typer.Option(min=1, help="Processes that share the training: one per GPU.")] = 1,
+    strategy: Annotated[
+        Strategy, typer.Option(help="ddp: each holds the whole model; fsdp2: each holds a part.")
+    ] = "ddp",
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget checkpoints and train anew.")] = False,
     log: Log = None,
 ) -> None:
-    """Pretrain one FloatLM or TriLM; an interrupted run goes on where it stopped."""
+    """Pretrain one model; an interrupted run goes on where it stopped."""
     from openspectra.artifacts import open_artifact
     from openspectra.config import PretrainConfig, read_config
+    from openspectra.training.world import World, launch
 
-    _set_threads(threads)
-    with _session(log):
+    world = World.from_environment(devices, strategy)
+    if world is None:
+        sys.exit(launch(devices, threads))
+    _set_threads(max(1, threads // world.size))
+    with _session(log, world.rank):
         resolved = read_config(PretrainConfig, config)
         inputs = [open_artifact(train, "tokens"), open_artifact(valid, "tokens"), open_artifact(tokenizer, "tokenizer")]
         from openspectra.training.pretrain import pretrain as run
 
-        run(resolved, *inputs, out, show_bar=log is None and sys.stderr.isatty(), fresh=fresh)
+        run(resolved, *inputs, out, show_bar=log is None and sys.stderr.isatty(), fresh=fresh, world=world)
         logger.info("%s: done, in %s", resolved.model_id, out)
+
+
+@app.command()
+def checkpoint(
+    out: Out,
+    model: Model,
+    step: Annotated[int, typer.Option(min=1, help="Step of the run whose weights are wanted.")],
+    log: Log = None,
+) -> None:
+    """Publish the weights of one step of a training run as a model of its own."""
+    from openspectra.artifacts import open_artifact, write_artifact
+    from openspectra.training.trajectory import checkpoint_config, publish_checkpoint
+
+    with _session(log):
+        run = open_artifact(model, "pretrain")
+        config = checkpoint_config(run, step)
+        with write_artifact(out, "checkpoint", config, {"model": run}) as draft:
+            draft.metrics |= publish_checkpoint(config, run, draft.folder)
+        logger.info("%s: done, in %s", config.model_id, out)
 
 
 @app.command()
@@ -108,7 +136,7 @@ def quantize(config: Config, out: Out, model: Model, train: Train, threads: Thre
     from openspectra.quantization.gptq import quantize as run
 
     _set_threads(threads)
-    parents = {"model": (model, "pretrain"), "tokens_train": (train, "tokens")}
+    parents = {"model": (model, None), "tokens_train": (train, "tokens")}
     _run_stage("quantize", QuantizeConfig, config, out, log, parents, run)
 
 
@@ -188,11 +216,14 @@ def track(
 def verify(path: Annotated[Path, typer.Argument(help="Artifact, or a folder of artifacts.")]) -> None:
     """Check every file and every parent of the artifacts below a folder."""
     from openspectra.artifacts import verify_tree
+    from openspectra.training.trajectory import verify_trajectory
 
     with _session(None):
         artifacts = verify_tree(path)
         files = sum(len(artifact.manifest.files) for artifact in artifacts)
+        kept = sum(verify_trajectory(artifact) for artifact in artifacts if artifact.manifest.stage == "pretrain")
         typer.echo(f"{path}: {len(artifacts)} artifacts with {files} files are as their manifests say.")
+        typer.echo(f"{path}: {kept} checkpoints on the way hold the weights of their steps.")
 
 
 @app.command()
@@ -225,10 +256,10 @@ def main() -> None:
 
 
 @contextmanager
-def _session(log: Path | None):
+def _session(log: Path | None, rank: int = 0):
     from openspectra.logs import log_to
 
-    with log_to(log):
+    with log_to(log, rank):
         yield
 
 

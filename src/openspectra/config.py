@@ -6,12 +6,14 @@ from them. A stage's resolved config is part of its artifact's identity, so noth
 
 import difflib
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from openspectra.errors import ConfigError
+from openspectra.model.families import FAMILY_NAMES
 
 PositiveInt = Annotated[int, Field(ge=1, le=10**15)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -19,11 +21,16 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 SizeLabel = Annotated[str, Field(pattern=r"^[0-9A-Za-z]+(\.[0-9]+)?[A-Za-z]?$", max_length=16)]
 Bits = Literal[3, 4, 6, 8]
-FamilyName = Literal["floatlm", "trilm"]
+FamilyName = Literal[FAMILY_NAMES]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Split = Literal["train", "valid", "test"]
 
 C = TypeVar("C", bound=BaseModel)
+
+FLOPS_PER_PARAMETER = 6
+"""Floating-point operations per parameter and token of one training step (forward 2, backward 4)."""
+COMPILED_FROM_FLOPS = 1e14
+"""Runs from this size on compile their blocks: about 15 minutes on two CPU cores, of which compiling takes under one."""
 
 
 class Config(BaseModel):
@@ -173,7 +180,9 @@ class PretrainConfig(Config):
     adam_eps: Rate
     gradient_clip_norm: Annotated[float, Field(gt=0)]
     checkpoint_every_steps: PositiveInt
+    """Regular interval of the kept weights and of the states from which an interrupted run goes on."""
     valid_every_steps: PositiveInt
+    """Interval of validation and of the measurements of discrete weights."""
     valid_sequences: PositiveInt
     """Sequences of the valid split in each validation."""
     log_every_steps: PositiveInt
@@ -183,6 +192,28 @@ class PretrainConfig(Config):
     @property
     def tokens_per_step(self) -> int:
         return self.global_batch_size * self.sequence_length
+
+    @property
+    def uses_loss_scaling(self) -> bool:
+        """Whether half-precision gradients need a dynamic loss scale."""
+        return self.precision == "16-mixed"
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether blocks are compiled: by the size of the run, never by a stopwatch, for it changes the last digits."""
+        tokens = self.max_steps * self.tokens_per_step
+        return FLOPS_PER_PARAMETER * self.shape.num_parameters * tokens >= COMPILED_FROM_FLOPS
+
+    @cached_property
+    def checkpoint_steps(self) -> frozenset[int]:
+        """Steps whose weights are kept: 1, 2, 4, ... up to the regular interval, then its multiples.
+
+        The last step is not among them: it is the model itself.
+        """
+        # ASSUME: the paper announces 500+ checkpoints for 18 runs and states no interval
+        early = (2**power for power in range(self.checkpoint_every_steps.bit_length()))
+        regular = range(self.checkpoint_every_steps, self.max_steps, self.checkpoint_every_steps)
+        return frozenset(step for step in (*early, *regular) if step < self.max_steps)
 
     @property
     def summary(self) -> str:
@@ -207,6 +238,14 @@ class PretrainConfig(Config):
         if (self.lr_drop_step is None) != (self.peak_lr_after_drop is None):
             raise ValueError("`lr_drop_step` and `peak_lr_after_drop` go together; give both or neither.")
         return self
+
+
+class CheckpointConfig(Config):
+    """The weights of one step of a training run."""
+
+    model_id: str
+    family: FamilyName
+    step: PositiveInt
 
 
 class QuantizeConfig(Config):

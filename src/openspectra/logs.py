@@ -9,16 +9,21 @@ from pathlib import Path
 
 
 @contextmanager
-def log_to(path: Path | None) -> Iterator[None]:
-    """Send the project's INFO lines to stderr and, with `path`, all that libraries log, warn or print to that file."""
+def log_to(path: Path | None, rank: int = 0) -> Iterator[None]:
+    """Send the project's INFO lines to stderr and, with `path`, all that libraries log, warn or print to that file.
+
+    Ranks other than the first show errors only, and have files of their own: `<name>.rank<rank>.log`.
+    """
     root = logging.getLogger()
     console = logging.StreamHandler(sys.stderr)
     console.setFormatter(logging.Formatter("%(message)s"))
     console.addFilter(logging.Filter("openspectra"))
+    console.setLevel(logging.ERROR if rank else logging.INFO)
     handlers: list[logging.Handler] = [console]
     streams = ExitStack()
     if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        path = path.with_suffix(f".rank{rank}.log") if rank else path
+        path.parent.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(path, encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         handlers.append(file)

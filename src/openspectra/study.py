@@ -4,6 +4,7 @@ Each stage gets only the keys it reads, so a changed task list re-evaluates and 
 """
 
 import csv
+import itertools
 import math
 from functools import cached_property
 from pathlib import Path
@@ -64,6 +65,10 @@ PeakRates = RatesTable | dict[SizeLabel, Rate | Annotated[list[Rate], Field(min_
 """A table, or a rate per size; a list of rates makes one variant per rate (`trilm/0.4M+lr4e-3`)."""
 
 
+Intervention = Literal["both", "only-lr-drop", "only-decay-stop", "none"]
+"""The four schedules of the paper's ablation; all but `both` are part of the model id (`trilm/1.1B+only-lr-drop`)."""
+
+
 class LrDrop(Config):
     """The mid-run drop of the peak learning rate (paper, TriLM schedule)."""
 
@@ -77,8 +82,8 @@ class FamilyConfig(Config):
     """The recipe of a family."""
 
     schedule: Literal["cosine", "linear"]
-    global_batch_size: PositiveInt
-    """Sequences per optimizer step."""
+    batch_tokens: PositiveInt
+    """Tokens per optimizer step: a multiple of `training.sequence_length`."""
     micro_batch_size: PositiveInt
     """Sequences per forward and backward pass."""
     peak_lr: PeakRates
@@ -88,6 +93,16 @@ class FamilyConfig(Config):
     weight_decay: Fraction
     weight_decay_stop_at: Fraction | None = None
     """Share of the steps after which weight decay is off."""
+    interventions: Annotated[list[Intervention], Field(min_length=1)] = ["both"]
+    """Which of `lr_drop` and `weight_decay_stop_at` take place; several make one variant each (paper, ablation)."""
+
+    @model_validator(mode="after")
+    def _interventions_exist(self):
+        if self.interventions != ["both"] and not (self.lr_drop and self.weight_decay_stop_at is not None):
+            raise ValueError(
+                f"`interventions` chooses among `lr_drop` and `weight_decay_stop_at`; got {self.interventions} without both."
+            )
+        return self
 
 
 class TrainingConfig(Config):
@@ -155,7 +170,13 @@ class Study(Config):
 
     @model_validator(mode="after")
     def _sizes_exist(self):
+        length = self.training.sequence_length
         for name, family in self.families.items():
+            if family.batch_tokens % length:
+                raise ValueError(
+                    f"families.{name}.batch_tokens must be a multiple of training.sequence_length, {length}; "
+                    f"got {family.batch_tokens}. The next one is {-(-family.batch_tokens // length) * length}."
+                )
             rates = {"peak_lr": family.peak_lr, "lr_drop.to": family.lr_drop and family.lr_drop.to}
             for key, by_size in rates.items():
                 if isinstance(by_size, dict) and set(by_size) != set(self.sizes):
@@ -186,9 +207,10 @@ class Study(Config):
         """Resolved config of every pretraining run, by model id."""
         configs = {}
         for (family, size), rates in self.rates.items():
-            for rate in rates:
-                model_id = str(ModelId(family, size, variant=f"lr{rate_label(rate)}" if len(rates) > 1 else None))
-                configs[model_id] = self._pretrain_config(model_id, family, size, rate)
+            for rate, intervention in itertools.product(rates, self.families[family].interventions):
+                labels = [f"lr{rate_label(rate)}"] * (len(rates) > 1) + [intervention] * (intervention != "both")
+                model_id = str(ModelId(family, size, variant="-".join(labels) or None))
+                configs[model_id] = self._pretrain_config(model_id, family, size, rate, intervention)
         return configs
 
     @cached_property
@@ -230,10 +252,13 @@ class Study(Config):
         """Return the resolved config of the report of the study called `name`."""
         return ReportConfig(study=name, title=self.title, seed=self.seed, num_resamples=self.num_resamples)
 
-    def _pretrain_config(self, model_id: str, family: FamilyName, size: SizeLabel, rate: float) -> PretrainConfig:
+    def _pretrain_config(
+        self, model_id: str, family: FamilyName, size: SizeLabel, rate: float, intervention: Intervention
+    ) -> PretrainConfig:
         training, recipe, row = self.training, self.families[family], self.sizes[size]
-        max_steps = math.ceil(training.total_tokens / (recipe.global_batch_size * training.sequence_length))
-        drop, stop = recipe.lr_drop, recipe.weight_decay_stop_at
+        max_steps = math.ceil(training.total_tokens / recipe.batch_tokens)
+        drop = recipe.lr_drop if intervention in ("both", "only-lr-drop") else None
+        stop = recipe.weight_decay_stop_at if intervention in ("both", "only-decay-stop") else None
         multiple = VOCAB_MULTIPLE * row.scales_per_matrix
         return PretrainConfig(
             model_id=model_id,
@@ -247,7 +272,7 @@ class Study(Config):
             seed=self.seed,
             precision=training.precision,
             sequence_length=training.sequence_length,
-            global_batch_size=recipe.global_batch_size,
+            global_batch_size=recipe.batch_tokens // training.sequence_length,
             micro_batch_size=recipe.micro_batch_size,
             max_steps=max_steps,
             warmup_steps=round(training.warmup_fraction * max_steps),

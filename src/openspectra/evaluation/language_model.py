@@ -5,6 +5,7 @@ Imports torch, transformers and lm-eval (some seconds): import this module where
 
 from lm_eval.models.huggingface import HFLM
 
+import openspectra.model.spectra_llama  # noqa: F401  registers the families that transformers does not know
 from openspectra.errors import OpenSpectraError
 
 

@@ -10,34 +10,52 @@ from safetensors.torch import save_file
 from openspectra.artifacts import Artifact, write_json
 from openspectra.config import LlamaShape, PretrainConfig
 from openspectra.data.tokenizer import TOKENIZER_FILES, end_of_text_id
+from openspectra.model.families import load_family
 from openspectra.model.llama import Llama
-from openspectra.model.size import bits_per_weight, model_size_bits
+from openspectra.model.size import model_size_bits
+
+WEIGHTS = "model.safetensors"
 
 
 def save_model(model: Llama, config: PretrainConfig, tokenizer: Artifact, folder: Path) -> dict[str, Any]:
     """Write the Hugging Face folder of a model (effective weights, config, tokenizer); return its counts."""
-    dtype = getattr(torch, config.export_dtype)
-    state = {name: tensor.to(dtype).contiguous().cpu() for name, tensor in model.export_state_dict().items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    write_json(
-        folder / "config.json", hugging_face_config(config.shape, config.export_dtype, end_of_text_id(tokenizer))
-    )
-    for name in TOKENIZER_FILES:
-        shutil.copyfile(tokenizer.file(name), folder / name)
-    shape, width = config.shape, bits_per_weight(config.family)
+    save_file(exported_weights(model, config.export_dtype), folder / WEIGHTS, metadata={"format": "pt"})
+    describe_model(config, tokenizer, folder)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    linear, width = config.shape.num_linear_parameters, model.family.bits_per_weight
     return {
-        "num_parameters": shape.num_parameters,
-        "num_linear_parameters": shape.num_linear_parameters,
+        "num_parameters": num_parameters,
+        "num_linear_parameters": linear,
         "bits_per_weight": width,
-        "model_size_bits": model_size_bits(shape.num_linear_parameters, shape.num_parameters, width),
+        "model_size_bits": model_size_bits(linear, num_parameters, width),
     }
 
 
-def hugging_face_config(shape: LlamaShape, dtype: str, end_of_text: int) -> dict[str, Any]:
-    """Return the `config.json` with which unmodified `transformers` builds the same model."""
+def exported_weights(model: Llama, dtype: str) -> dict[str, torch.Tensor]:
+    """Return the effective weights of a model under Hugging Face's names, on the CPU."""
+    precision = getattr(torch, dtype)
+    return {name: tensor.to(precision).contiguous().cpu() for name, tensor in model.export_state_dict().items()}
+
+
+def describe_model(config: PretrainConfig, tokenizer: Artifact, folder: Path) -> None:
+    """Write what belongs beside the weights: `config.json` and the tokenizer."""
+    settings = hugging_face_config(config.shape, config.family, config.export_dtype, end_of_text_id(tokenizer))
+    write_json(folder / "config.json", settings)
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(tokenizer.file(name), folder / name)
+
+
+def hugging_face_config(shape: LlamaShape, family: str, dtype: str, end_of_text: int) -> dict[str, Any]:
+    """Return the `config.json` with which `transformers` builds the same model.
+
+    Unmodified for families that a stock Llama expresses; the others name a model type of this package, so that no
+    program takes them for a plain Llama.
+    """
+    stock = load_family(family).is_stock_llama
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM" if stock else "SpectraForCausalLM"],
+        "model_type": "llama" if stock else "openspectra",
+        **({} if stock else {"family": family}),
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,

@@ -5,39 +5,41 @@ F intermediate, H heads, K head_dim, V vocabulary. Architecture: paper, section 
 RMSNorm, SwiGLU, rotary positions, as many key/value heads as heads, no biases, untied embedding and head.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openspectra.config import LlamaShape
-from openspectra.model.families import FAMILIES
+from openspectra.model.families import load_family
+from openspectra.model.families.family import Family
+from openspectra.model.shards import Shards, column_parallel, row_parallel
 
 
-class FamilyLinear(nn.Module):
-    """A bias-free linear layer [out_features, in_features] that multiplies with its family's effective weight.
+class LinearGroup:
+    """Bias-free layers that read the same input and are computed as one product: q, k and v; gate and up; or one alone.
 
-    `shard_dim` 0 marks a column-parallel matrix (cut along outputs), 1 a row-parallel one (cut along inputs).
+    The layers themselves are submodules of the block, under Hugging Face's names; this object says how the family
+    treats them. `layers`: by local name, each weight [out_features, in_features].
     """
 
-    def __init__(self, in_features: int, out_features: int, family: type, scales_per_matrix: int, shard_dim: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.family = family
-        self.scales_per_matrix = scales_per_matrix
-        self.shard_dim = shard_dim
+    def __init__(self, family: type[Family], layers: dict[str, nn.Linear], shards: Shards, eps: float):
+        self.family, self.layers, self.shards, self.eps = family, layers, shards, eps
+        self.widths = [layer.out_features for layer in layers.values()]
+
+    def latent_weight(self) -> Tensor:
+        """Return the weights that the optimizer moves, stacked along outputs."""
+        weights = [layer.weight for layer in self.layers.values()]
+        return torch.cat(weights) if len(weights) > 1 else weights[0]
 
     def effective_weight(self) -> Tensor:
-        """Return the weight [out_features, in_features] used in the product and written to exports."""
-        return self.family.effective_weight(self.weight, self.scales_per_matrix, self.shard_dim)
+        """Return the weights used in the product and written to exports, stacked along outputs."""
+        return self.family.effective_weight(self.latent_weight(), self.shards)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.effective_weight())
-
-
-def joint_linear(x: Tensor, *layers: FamilyLinear) -> tuple[Tensor, ...]:
-    """Return the outputs of several layers that read the same `x`, computed as one matrix product."""
-    weights = [layer.effective_weight() for layer in layers]
-    return F.linear(x, torch.cat(weights)).split([weight.shape[0] for weight in weights], dim=-1)
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return each layer's output [..., out_features] for `x` [..., in_features]."""
+        return F.linear(self.family.layer_input(x, self.eps), self.effective_weight()).split(self.widths, dim=-1)
 
 
 class RMSNorm(nn.Module):
@@ -55,61 +57,82 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Causal multi-head attention with rotary positions."""
 
-    def __init__(self, shape: LlamaShape, family: type):
+    def __init__(self, shape: LlamaShape, family: type[Family]):
         super().__init__()
-        width = shape.num_attention_heads * shape.head_dim
-        scales = shape.scales_per_matrix
+        hidden, width = shape.hidden_size, shape.num_attention_heads * shape.head_dim
+        scales, eps = shape.scales_per_matrix, shape.rms_norm_eps
         self.head_dim = shape.head_dim
-        self.q_proj = FamilyLinear(shape.hidden_size, width, family, scales, shard_dim=0)
-        self.k_proj = FamilyLinear(shape.hidden_size, width, family, scales, shard_dim=0)
-        self.v_proj = FamilyLinear(shape.hidden_size, width, family, scales, shard_dim=0)
-        self.o_proj = FamilyLinear(width, shape.hidden_size, family, scales, shard_dim=1)
+        self.q_proj = nn.Linear(hidden, width, bias=False)
+        self.k_proj = nn.Linear(hidden, width, bias=False)
+        self.v_proj = nn.Linear(hidden, width, bias=False)
+        self.o_proj = nn.Linear(width, hidden, bias=False)
+        # ASSUME: q, k and v of a shard share one scale: GPT-NeoX, the authors' code base, held them as one tensor
+        qkv = {"q_proj": self.q_proj, "k_proj": self.k_proj, "v_proj": self.v_proj}
+        self.qkv = LinearGroup(family, qkv, column_parallel(3 * width, hidden, scales, shared_by=3), eps)
+        self.out = LinearGroup(family, {"o_proj": self.o_proj}, row_parallel(hidden, width, scales), eps)
+
+    @property
+    def linear_groups(self) -> tuple[LinearGroup, ...]:
+        return self.qkv, self.out
 
     def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-        q, k, v = (
-            part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for part in joint_linear(x_BTD, self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in self.qkv(x_BTD))
         out_BHTK = F.scaled_dot_product_attention(
             rotate(q, cos_TK, sin_TK), rotate(k, cos_TK, sin_TK), v, is_causal=True
         )
-        return self.o_proj(out_BHTK.transpose(1, 2).flatten(2))
+        (out_BTD,) = self.out(out_BHTK.transpose(1, 2).flatten(2))
+        return out_BTD
 
 
 class MLP(nn.Module):
     """SwiGLU: down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, shape: LlamaShape, family: type):
+    def __init__(self, shape: LlamaShape, family: type[Family]):
         super().__init__()
-        scales = shape.scales_per_matrix
-        self.gate_proj = FamilyLinear(shape.hidden_size, shape.intermediate_size, family, scales, shard_dim=0)
-        self.up_proj = FamilyLinear(shape.hidden_size, shape.intermediate_size, family, scales, shard_dim=0)
-        self.down_proj = FamilyLinear(shape.intermediate_size, shape.hidden_size, family, scales, shard_dim=1)
+        hidden, width = shape.hidden_size, shape.intermediate_size
+        scales, eps = shape.scales_per_matrix, shape.rms_norm_eps
+        self.gate_proj = nn.Linear(hidden, width, bias=False)
+        self.up_proj = nn.Linear(hidden, width, bias=False)
+        self.down_proj = nn.Linear(width, hidden, bias=False)
+        # ASSUME: gate and up have scales of their own: separate tensors in the authors' code base, here stacked
+        gate_up = {"gate_proj": self.gate_proj, "up_proj": self.up_proj}
+        self.gate_up = LinearGroup(family, gate_up, column_parallel(2 * width, hidden, 2 * scales), eps)
+        self.down = LinearGroup(family, {"down_proj": self.down_proj}, row_parallel(hidden, width, scales), eps)
+
+    @property
+    def linear_groups(self) -> tuple[LinearGroup, ...]:
+        return self.gate_up, self.down
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        gate_BTF, up_BTF = joint_linear(x_BTD, self.gate_proj, self.up_proj)
-        return self.down_proj(F.silu(gate_BTF) * up_BTF)
+        gate_BTF, up_BTF = self.gate_up(x_BTD)
+        (out_BTD,) = self.down(F.silu(gate_BTF) * up_BTF)
+        return out_BTD
 
 
 class DecoderLayer(nn.Module):
     """One pre-norm block: attention, then MLP, each added to the residual stream."""
 
-    def __init__(self, shape: LlamaShape, family: type):
+    def __init__(self, shape: LlamaShape, family: type[Family]):
         super().__init__()
         self.self_attn = Attention(shape, family)
         self.mlp = MLP(shape, family)
-        self.input_layernorm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
+        self.input_layernorm = block_norm(shape, family)
+        self.post_attention_layernorm = block_norm(shape, family)
 
     def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos_TK, sin_TK)
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
 
 
+def block_norm(shape: LlamaShape, family: type[Family]) -> nn.Module:
+    """Return a block's learned norm, or nothing where the family's linear layers norm their own input."""
+    return RMSNorm(shape.hidden_size, shape.rms_norm_eps) if family.has_block_norms else nn.Identity()
+
+
 class Decoder(nn.Module):
     """Embedding, blocks and final norm: everything of the model but its head."""
 
-    def __init__(self, shape: LlamaShape, family: type):
+    def __init__(self, shape: LlamaShape, family: type[Family]):
         super().__init__()
         self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(shape, family) for _ in range(shape.num_hidden_layers))
@@ -132,17 +155,21 @@ class Llama(nn.Module):
     def __init__(self, shape: LlamaShape, family: str):
         super().__init__()
         self.shape = shape
-        self.model = Decoder(shape, FAMILIES[family])
+        self.family = load_family(family)
+        self.model = Decoder(shape, self.family)
         self.lm_head = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
 
-    def forward(self, input_ids_BT: Tensor) -> Tensor:
-        """Return logits [B, T, V] of the token that follows each position of `input_ids_BT` (integers [B, T])."""
-        return self.lm_head(self.model(input_ids_BT))
+    def forward(self, input_ids_BT: Tensor, targets_BT: Tensor | None = None, reduction: str = "mean") -> Tensor:
+        """Return logits [B, T, V] of the token that follows each position of `input_ids_BT` (integers [B, T]).
 
-    def loss(self, input_ids_BT: Tensor, reduction: str = "mean") -> Tensor:
-        """Return the next-token cross entropy in nats over the last T - 1 tokens of `input_ids_BT` [B, T]."""
-        logits_BTV = self(input_ids_BT[:, :-1])
-        return F.cross_entropy(logits_BTV.flatten(0, 1), input_ids_BT[:, 1:].flatten(), reduction=reduction)
+        With `targets_BT`, the tokens that do follow, return their cross entropy in nats instead: the mean, or [B, T]
+        for `reduction` "none".
+        """
+        logits_BTV = self.lm_head(self.model(input_ids_BT))
+        if targets_BT is None:
+            return logits_BTV
+        losses = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction=reduction)
+        return losses if reduction == "mean" else losses.view_as(targets_BT)
 
     def reset_parameters(self, seed: int) -> None:
         """Draw the initial latent weights: one draw per seed and shape, the same for every family (twins)."""
@@ -153,15 +180,40 @@ class Llama(nn.Module):
             else:
                 nn.init.ones_(parameter)
 
-    def linear_layers(self) -> dict[str, FamilyLinear]:
-        """Return the layers whose weights belong to the family, by parameter name without `.weight`."""
-        return {name: module for name, module in self.named_modules() if isinstance(module, FamilyLinear)}
+    def groups(self) -> Iterator[tuple[list[str], LinearGroup]]:
+        """Yield the layers' names (of their weights, without `.weight`) and group, for all weights of the family."""
+        for name, module in self.named_modules():
+            for group in getattr(module, "linear_groups", ()):
+                yield [f"{name}.{layer}" for layer in group.layers], group
 
     @torch.no_grad()
     def export_state_dict(self) -> dict[str, Tensor]:
         """Return Hugging Face's state dict with effective weights: what unmodified `transformers` can run."""
         state = {name: parameter.detach() for name, parameter in self.named_parameters()}
-        return state | {f"{name}.weight": layer.effective_weight() for name, layer in self.linear_layers().items()}
+        for names, group in self.groups():
+            weights = group.effective_weight().split(group.widths)
+            state |= {f"{name}.weight": weight for name, weight in zip(names, weights, strict=True)}
+        return state
+
+    def load_latent_weights(self, state: dict[str, Tensor]) -> None:
+        """Take over latent weights by parameter name.
+
+        Raises `ValueError` for exported weights of a discrete family: their scale, computed again as mean|W|, would
+        shrink by the share of zeros.
+        """
+        self.load_state_dict(state)
+        for names, group in self.groups():
+            if self.family.states_and_scales(group.latent_weight(), group.shards) and is_discrete(group):
+                raise ValueError(
+                    f"{names[0]}: these are exported weights, with their scales applied; give latent ones."
+                )
+
+
+def is_discrete(group: LinearGroup) -> bool:
+    """Return whether the non-zero weights of every shard have one magnitude."""
+    magnitudes = group.shards.of(group.latent_weight().detach()).abs()
+    largest = magnitudes.amax(dim=group.shards.dims, keepdim=True)
+    return bool(((magnitudes == 0) | (magnitudes == largest)).all())
 
 
 def rotary_tables(shape: LlamaShape) -> tuple[Tensor, Tensor]:

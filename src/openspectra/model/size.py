@@ -1,10 +1,11 @@
 """Sizes in bits by the paper's rule (size_rule: it reproduces every printed size to within 0.01 gigabit)."""
 
+from openspectra.model.families import FAMILY_NAMES, load_family
+
 HALF_PRECISION_BITS = 16
 """Embedding, head and norms stay in half precision in every family."""
 GROUP_METADATA_BITS = 32
 """Bits beside each group of quantized weights: the paper counts 4.25 and 3.25 bits at group size 128."""
-FAMILY_BITS = {"floatlm": 16.0, "trilm": 1.58}
 
 
 def bits_per_weight(kind: str, group_size: int | None = None) -> float:
@@ -13,8 +14,8 @@ def bits_per_weight(kind: str, group_size: int | None = None) -> float:
     A QuantLM with one scale per output channel (`group_size` None or -1) is counted at its nominal width, as in the
     paper's table of sizes.
     """
-    if kind in FAMILY_BITS:
-        return FAMILY_BITS[kind]
+    if kind in FAMILY_NAMES:
+        return load_family(kind).bits_per_weight
     bits = float(kind.removeprefix("quantlm-").removesuffix("bit"))
     return bits + (GROUP_METADATA_BITS / group_size if group_size and group_size > 0 else 0.0)
 

@@ -5,14 +5,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from openspectra.artifacts import Artifact
-from openspectra.model_ids import QUANTLM, ModelId
+from openspectra.model.families import FAMILY_NAMES, load_family
+from openspectra.model_ids import ModelId
 
 STAGE_ORDER = ("corpus", "tokenizer", "tokens", "pretrain", "quantize", "tasks", "evaluate", "report")
 """Stages from cause to effect."""
 KIND_ORDER = ("floatlm", "trilm", "bilm", "bitnet")
-NOMINAL_BITS = {"floatlm": 16.0, "trilm": 1.58, "bilm": 1.0, "bitnet": 1.58}
-"""Bits per linear weight by which the paper names a family; QuantLMs carry theirs in the model id."""
-FAMILY_NAMES = {"floatlm": "FloatLM", "trilm": "TriLM", "bilm": "BiLM", "bitnet": "BitNet b1.58", QUANTLM: "QuantLM"}
+"""Families in the order of the legend; those that are not named here come after them."""
 
 
 def artifact_id(artifact: Artifact) -> str:
@@ -61,13 +60,16 @@ def kind_rank(kind: str) -> tuple[int, int]:
 def kind_label(kind: str) -> str:
     """Return a kind as the page writes it: `quantlm-4bit` becomes `QuantLM 4-bit`."""
     family, _, bits = kind.partition("-")
-    name = FAMILY_NAMES.get(family, family)
-    return f"{name} {bits.removesuffix('bit')}-bit" if bits else name
+    if bits:
+        return f"QuantLM {bits.removesuffix('bit')}-bit"
+    return load_family(family).label if family in FAMILY_NAMES else family
 
 
 def nominal_bits(model_id: ModelId) -> float | None:
     """Return the bits per linear weight by which the paper names the model's family."""
-    return float(model_id.bits) if model_id.bits else NOMINAL_BITS.get(model_id.family)
+    if model_id.bits:
+        return float(model_id.bits)
+    return load_family(model_id.family).bits_per_weight if model_id.family in FAMILY_NAMES else None
 
 
 def _rank(name: str, order: tuple[str, ...]) -> int:

@@ -1,24 +1,34 @@
 """The pretraining stage: one model, trained with Lightning, saved as a Hugging Face folder."""
 
+import json
 import logging
+import os
+import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader
 
-from openspectra.artifacts import Artifact, write_artifact, write_csv
+from openspectra.artifacts import Artifact, write_artifact, write_atomically, write_csv
 from openspectra.config import PretrainConfig
 from openspectra.data.tokens import Tokens
 from openspectra.errors import ConfigError, Interrupted, OpenSpectraError
 from openspectra.model.hugging_face import save_model
+from openspectra.model.llama import Llama
+from openspectra.training.batches import StepData
 from openspectra.training.checkpoint import CheckpointFolder
+from openspectra.training.instruments import mean_over_layers
 from openspectra.training.interruption import Interruption
-from openspectra.training.module import Checkpointing, Pretraining, StepData
+from openspectra.training.module import TABLES, Checkpointing, Pretraining
 from openspectra.training.progress import Progress
+from openspectra.training.world import World
 
 logger = logging.getLogger(__name__)
 
@@ -31,80 +41,131 @@ def pretrain(
     out: Path,
     show_bar: bool,
     fresh: bool,
+    world: World,
 ) -> None:
     """Train one model to its last step and publish it in `out`; continue where an interrupted run stopped.
 
-    Raises `Interrupted` when a signal asked the run to stop, `OpenSpectraError` when another process trains here.
+    Every rank calls this; rank 0 alone writes. Raises `Interrupted` when a signal asked the run to stop,
+    `OpenSpectraError` when another process trains here.
     """
     started = time.time()
     parents = {"tokens_train": train, "tokens_valid": valid, "tokenizer": tokenizer}
-    _check_splits(train, valid)
-    if config.precision == "16-mixed" and not torch.cuda.is_available():
-        raise ConfigError(["precision: 16-mixed needs a GPU, Lightning would silently take bfloat16; choose 32-true."])
+    _check(config, train, valid, world)
+    checkpoints = CheckpointFolder(out, config, parents)
+    world.start()
+    if world.rank > 0:
+        world.barrier()
+        _train(config, parents, checkpoints, Progress(None, False), world)
+        return
+    with _only_trainer(out):
+        if fresh:
+            checkpoints.remove()
+        checkpoints.prepare()
+        world.barrier()
+        module, llama = _train(config, parents, checkpoints, Progress(out / "speed.jsonl", show_bar), world)
+        with write_artifact(out, "pretrain", config, parents, started) as draft:
+            draft.metrics |= save_model(llama, config, tokenizer, draft.folder)
+            draft.metrics |= _save_records(module, draft.folder)
+            draft.run |= {"ranks": world.size, "strategy": world.strategy}
+        checkpoints.remove_other_runs()
+
+
+@contextmanager
+def _only_trainer(out: Path) -> Iterator[None]:
+    """Hold the lock of a model's folder. It ends with the process that holds it; `owner.json` says whose it is."""
     out.mkdir(parents=True, exist_ok=True)
+    owner = out / "owner.json"
     try:
         with FileLock(out / "lock", timeout=0):
-            module = _train(config, parents, out, show_bar, fresh)
-            with write_artifact(out, "pretrain", config, parents, started) as draft:
-                draft.metrics |= save_model(module.llama, config, tokenizer, draft.folder)
-                draft.metrics |= _save_rows(module, draft.folder)
-            module.checkpoints.remove_other_runs()
+            if owner.exists():
+                logger.warning("%s: the trainer before, %s, ended without a word; going on", out, owner.read_text())
+            me = {"host": platform.node(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
+            write_atomically(owner, json.dumps(me).encode())
+            try:
+                yield
+            finally:
+                owner.unlink()
     except Timeout:
-        raise OpenSpectraError(f"{out}: another process trains this model; wait for it or stop it.") from None
+        who = owner.read_text() if owner.exists() else "another process"
+        raise OpenSpectraError(f"{out}: {who} trains this model; wait for it or stop it.") from None
 
 
-def _train(config: PretrainConfig, parents: dict[str, Artifact], out: Path, show_bar: bool, fresh: bool) -> Pretraining:
-    checkpoints = CheckpointFolder(out, config, parents)
-    if fresh:
-        checkpoints.remove()
-    module = Pretraining(config, Tokens(parents["tokens_valid"]), checkpoints)
+def _train(
+    config: PretrainConfig,
+    parents: dict[str, Artifact],
+    checkpoints: CheckpointFolder,
+    progress: Progress,
+    world: World,
+) -> tuple[Pretraining, Llama]:
+    """Return the run at its last step, and its model with all weights (complete on rank 0)."""
+    module = Pretraining(config, Tokens(parents["tokens_valid"]), checkpoints, world)
+    if module.step == config.max_steps:
+        return module, module.llama
     if module.step:
         logger.info("%s: continues from step %d of %d", config.model_id, module.step, config.max_steps)
-    if module.step < config.max_steps:
-        data = StepData(config, Tokens(parents["tokens_train"]), module.step)
-        for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-            logging.getLogger(name).handlers.clear()  # their lines go to our log, not to the console as well
-        with Interruption() as interruption:
-            trainer = L.Trainer(
-                accelerator="auto",
-                devices=1,
-                precision=config.precision,
-                max_steps=config.max_steps - module.step,
-                accumulate_grad_batches=config.global_batch_size // config.micro_batch_size,
-                callbacks=[Checkpointing(interruption), Progress(out / "speed.jsonl", show_bar)],
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                num_sanity_val_steps=0,
-            )
-            trainer.fit(module, DataLoader(data, batch_size=None))
-        if interruption.requested and module.step < config.max_steps:
-            raise Interrupted(
-                f"{config.model_id}: stopped at step {module.step}, state saved; the same command continues."
-            )
-    if module.step != config.max_steps:
-        raise OpenSpectraError(f"{config.model_id}: ended at step {module.step} of {config.max_steps}; run it again.")
-    return module
+    data = StepData(config, Tokens(parents["tokens_train"]), module.step, world.rank, world.size)
+    with Interruption() as interruption:
+        checkpointing = Checkpointing(interruption)
+        trainer = build_trainer(config, module.step, world, [checkpointing, progress])
+        trainer.fit(module, DataLoader(data, batch_size=None))
+    if module.step == config.max_steps:
+        return module, checkpointing.llama
+    if trainer.should_stop:
+        raise Interrupted(f"{config.model_id}: stopped at step {module.step}, state saved; the same command continues.")
+    raise OpenSpectraError(f"{config.model_id}: ended at step {module.step} of {config.max_steps}; run it again.")
 
 
-def _save_rows(module: Pretraining, folder: Path) -> dict[str, Any]:
-    for name, rows in (("train.csv", module.train_rows), ("valid.csv", module.valid_rows)):
-        write_csv(folder / name, rows[0], rows)
-    ternary = {"sparsity": module.train_rows[-1]["sparsity"]} if "sparsity" in module.train_rows[-1] else {}
+def build_trainer(config: PretrainConfig, step: int, world: World, callbacks: list[L.Callback]) -> L.Trainer:
+    """Return the Lightning trainer of a run that goes on from `step`."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).handlers.clear()  # their lines go to our log, not to the console as well
+    return L.Trainer(
+        accelerator="auto",
+        precision=config.precision,
+        max_steps=config.max_steps - step,
+        accumulate_grad_batches=config.global_batch_size // (config.micro_batch_size * world.size),
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        **world.trainer_arguments(),
+    )
+
+
+def _save_records(module: Pretraining, folder: Path) -> dict[str, Any]:
+    for name in TABLES:
+        if rows := module.tables[name]:
+            write_csv(folder / f"{name}.csv", rows[0], rows)
+    np.save(folder / "valid_losses.npy", torch.stack(module.valid_losses).numpy())
+    last = [row for row in module.tables["ternary"] if row["step"] == module.step]
     return {
         "tokens_seen": module.tokens_seen,
-        "final_train_loss": module.train_rows[-1]["train_loss"],
-        "valid_loss": module.valid_rows[-1]["valid_loss"],
-    } | ternary
+        "final_train_loss": module.tables["train"][-1]["train_loss"],
+        "valid_loss": module.tables["valid"][-1]["valid_loss"],
+        "num_loss_spikes": len(module.tables["spikes"]),
+        "num_skipped_steps": module.skipped_steps,
+        **{key: mean_over_layers(last, key) for key in ("sparsity", "flip_rate") if last},
+    }
 
 
-def _check_splits(train: Artifact, valid: Artifact) -> None:
-    """Refuse a test split: nothing that is chosen may depend on the documents that results come from."""
-    for role, artifact in (("train", train), ("valid", valid)):
-        if artifact.manifest.config["split"] != role:
-            raise ConfigError(
-                [
-                    f"--{role}: {artifact.folder} holds split `{artifact.manifest.config['split']}`; give the {role} split."
-                ]
-            )
+def _check(config: PretrainConfig, train: Artifact, valid: Artifact, world: World) -> None:
+    """Refuse what cannot be trained, and a test split: nothing chosen may depend on what results come from."""
+    problems = [
+        f"--{role}: {artifact.folder} holds split `{artifact.manifest.config['split']}`; give the {role} split."
+        for role, artifact in (("train", train), ("valid", valid))
+        if artifact.manifest.config["split"] != role
+    ]
+    if config.uses_loss_scaling and not torch.cuda.is_available():
+        problems.append("precision: 16-mixed needs a GPU, Lightning would silently take bfloat16; choose 32-true.")
+    if config.uses_loss_scaling and world.is_sharded:
+        problems.append("--strategy: the loss scaler of 16-mixed is not sharded; choose ddp, or bf16-mixed.")
+    if config.global_batch_size % (config.micro_batch_size * world.size):
+        problems.append(
+            f"--devices: {world.size} ranks with micro batches of {config.micro_batch_size} do not divide a batch of "
+            f"{config.global_batch_size} sequences; change `micro_batch_size` or the number of devices."
+        )
+    if problems:
+        raise ConfigError(problems)

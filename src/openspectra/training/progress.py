@@ -14,9 +14,12 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress(L.Callback):
-    """Shows step, loss, tokens/s and time left; appends the same to `speed.jsonl`, which is outside every hash."""
+    """Shows step, loss, tokens/s and time left; appends the same to `speed.jsonl`, which is outside every hash.
 
-    def __init__(self, speed_path: Path, show_bar: bool):
+    Without a `speed_path`, on all ranks but the first, it is silent.
+    """
+
+    def __init__(self, speed_path: Path | None, show_bar: bool):
         self.speed_path, self.show_bar = speed_path, show_bar
 
     def on_train_start(self, trainer, module) -> None:
@@ -34,14 +37,14 @@ class Progress(L.Callback):
         now = time.monotonic()
         speed = (module.step - self.first_step) * module.config.tokens_per_step / (now - self.started)
         self.bar.update(module.step - self.bar.n)
-        self.bar.set_postfix_str(f"loss {outputs['loss'].item():.3f}, {speed:,.0f} tokens/s", refresh=False)
-        if now - self.shown < SECONDS_BETWEEN_LINES:
+        self.bar.set_postfix_str(f"loss {module.step_loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
+        if now - self.shown < SECONDS_BETWEEN_LINES or not self.speed_path:
             return
         self.shown = now
         with self.speed_path.open("a") as file:
             file.write(json.dumps({"step": module.step, "tokens_per_second": round(speed, 1)}) + "\n")
         if not self.show_bar:
-            self._line(module, outputs["loss"].item(), speed)
+            self._line(module, module.step_loss, speed)
 
     def on_train_end(self, trainer, module) -> None:
         self.bar.close()

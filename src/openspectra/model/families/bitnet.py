@@ -1,0 +1,51 @@
+"""BitNet b1.58 as the paper replicated it: ternary weights, a parameterless norm and 8-bit activations before each.
+
+A stock Llama cannot express it: its folder loads through `model/spectra_llama.py`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openspectra.model.families.family import EPS, Family
+from openspectra.model.families.trilm import TriLM
+from openspectra.model.shards import Shards
+
+MAX_STATE = 127
+"""Largest 8-bit activation (BitNet b1.58: absmax quantization of each token to [-128, 127])."""
+
+
+class BitNet(Family):
+    """TriLM's weights; every linear layer reads its input after a norm without parameters, in 256 steps per token."""
+
+    label = "BitNet b1.58"
+    bits_per_weight = TriLM.bits_per_weight
+    is_stock_llama = False
+    # ASSUME: the norm before each linear layer replaces the learned norms of the block, as in BitNet; the final one stays
+    has_block_norms = False
+
+    @staticmethod
+    def states_and_scales(latent_weight: Tensor, shards: Shards) -> tuple[Tensor, Tensor]:
+        """Return TriLM's states and scales: BitNet b1.58's absmean rule is the same equation."""
+        return TriLM.states_and_scales(latent_weight, shards)
+
+    @staticmethod
+    def layer_input(x: Tensor, eps: float) -> Tensor:
+        """Return `x` after RMS norm over its features, rounded to 8 bits per token, with a straight-through gradient."""
+        return EightBit.apply(F.rms_norm(x, x.shape[-1:], eps=eps))
+
+
+class EightBit(torch.autograd.Function):
+    """round(x * 127 / max|x|) * max|x| / 127 over the last dimension, with dL/dx = dL/dy."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        step = x.abs().amax(dim=-1, keepdim=True).clamp_(min=EPS) / MAX_STATE
+        return (x / step).round_().clamp_(-MAX_STATE - 1, MAX_STATE) * step
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad
+
+
+FAMILY = BitNet

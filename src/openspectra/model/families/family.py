@@ -1,0 +1,55 @@
+"""The interface of a family, and the straight-through gradient that all discrete families share."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from openspectra.model.shards import Shards
+
+EPS = 1e-5
+"""Added to mean|W| before dividing, so that an all-zero shard has a scale too (paper, TriLM equations)."""
+
+
+class Family(ABC):
+    """How the linear layers of the blocks compute. Embedding, head and norms are the same in every family."""
+
+    label: str
+    """Name in figures and tables."""
+    bits_per_weight: float
+    """What one linear weight costs by the paper's rule for sizes."""
+    is_stock_llama: bool = True
+    """Whether unmodified `transformers` computes the same from the exported weights."""
+    has_block_norms: bool = True
+    """Whether a block has learned norms before attention and MLP; without them the linear layers norm their input."""
+
+    @staticmethod
+    @abstractmethod
+    def states_and_scales(latent_weight: Tensor, shards: Shards) -> tuple[Tensor, Tensor] | None:
+        """Return the integer states [*shards.view] and the scales that broadcast against them.
+
+        None for a family whose weights are not discrete.
+        """
+
+    @classmethod
+    def effective_weight(cls, latent_weight: Tensor, shards: Shards) -> Tensor:
+        """Return the weight [out_features, in_features] that is multiplied with: its gradient goes to the latent one."""
+        return StraightThrough.apply(latent_weight, cls, shards)
+
+    @staticmethod
+    def layer_input(x: Tensor, eps: float) -> Tensor:
+        """Return what the product reads in place of the layer's input `x` [..., in_features]; `eps` is the norms'."""
+        return x
+
+
+class StraightThrough(torch.autograd.Function):
+    """scales * states with dL/dW = dL/dW_tilde: no clipping mask, no gradient through the scale (paper, backward)."""
+
+    @staticmethod
+    def forward(ctx, latent_weight: Tensor, family: type[Family], shards: Shards) -> Tensor:
+        states, scales = family.states_and_scales(latent_weight, shards)
+        return (states * scales).view(latent_weight.shape)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad, None, None
