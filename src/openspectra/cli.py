@@ -95,18 +95,20 @@ def pretrain(
     """Pretrain one model; an interrupted run goes on where it stopped."""
     from openspectra.artifacts import open_artifact
     from openspectra.config import PretrainConfig, read_config
+    from openspectra.training.interruption import Interruption
     from openspectra.training.world import World, launch
 
     world = World.from_environment(devices, strategy)
     if world is None:
         sys.exit(launch(devices, threads))
     _set_threads(max(1, threads // world.size))
-    with _session(log, world.rank):
+    with _session(log, world.rank), Interruption() as interruption:
         resolved = read_config(PretrainConfig, config)
         inputs = [open_artifact(train, "tokens"), open_artifact(valid, "tokens"), open_artifact(tokenizer, "tokenizer")]
         from openspectra.training.pretrain import pretrain as run
 
-        run(resolved, *inputs, out, show_bar=log is None and sys.stderr.isatty(), fresh=fresh, world=world)
+        show_bar = log is None and sys.stderr.isatty()
+        run(resolved, *inputs, out, show_bar, fresh, world, interruption)
         logger.info("%s: done, in %s", resolved.model_id, out)
 
 

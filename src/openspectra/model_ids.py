@@ -1,7 +1,7 @@
 """The one way to name a model: `<family>/<size>[+variant][@step]`, and for GPTQ `quantlm/...-<bits>bit[-c<k>]`."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 QUANTLM = "quantlm"
 _PATTERN = re.compile(
@@ -44,3 +44,8 @@ class ModelId:
     def kind(self) -> str:
         """The family, for QuantLMs with the bits: the six columns of the study (`quantlm-4bit`, `trilm`, ...)."""
         return f"{self.family}-{self.bits}bit" if self.bits else self.family
+
+    @property
+    def float_parent(self) -> "ModelId":
+        """The FloatLM of the same size, variant and step: what a QuantLM is made from, and what every gap is to."""
+        return replace(self, family="floatlm", bits=None, calibration=None)

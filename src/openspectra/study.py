@@ -218,21 +218,25 @@ class Study(Config):
         """Resolved config of every QuantLM, by model id."""
         if not self.quantization:
             return {}
-        section = self.quantization
-        return {
-            model_id: QuantizeConfig(
-                model_id=model_id,
-                bits=bits,
-                group_size=section.group_size[bits],
-                num_calibration_samples=section.num_calibration_samples,
-                calibration_sequence_length=section.calibration_sequence_length,
-                seed=self.seed,
-            )
-            for parent in map(ModelId.parse, self.pretrained)
-            if parent.family == "floatlm"
-            for bits in section.bits
-            for model_id in [str(ModelId(QUANTLM, parent.size, parent.variant, bits=bits))]
-        }
+        parents = [parent for parent in map(ModelId.parse, self.pretrained) if parent.family == "floatlm"]
+        ids = [
+            str(ModelId(QUANTLM, parent.size, parent.variant, bits=bits))
+            for parent in parents
+            for bits in self.quantization.bits
+        ]
+        return {model_id: self.quantize_config(model_id) for model_id in ids}
+
+    def quantize_config(self, model_id: str) -> QuantizeConfig:
+        """Return the resolved config of a QuantLM, of a final model or of a checkpoint (`quantlm/99M@1000-4bit`)."""
+        section, bits = self.quantization, ModelId.parse(model_id).bits
+        return QuantizeConfig(
+            model_id=model_id,
+            bits=bits,
+            group_size=section.group_size[bits],
+            num_calibration_samples=section.num_calibration_samples,
+            calibration_sequence_length=section.calibration_sequence_length,
+            seed=self.seed,
+        )
 
     @property
     def models(self) -> list[str]:

@@ -28,25 +28,46 @@ EVALUATIONS = expand(f"{RESULTS}/evaluation/{{model}}/{{suite}}/manifest.json", 
 BUILT_TASKS = [f"{RESULTS}/tasks/manifest.json"] if STUDY.evaluation and STUDY.evaluation.built_tasks else []
 
 
+def with_steps(model_id: str) -> str:
+    """Return the pattern of a model and of its checkpoints: `floatlm/99M@1000`, `quantlm/99M@1000-4bit`."""
+    model = ModelId.parse(model_id)
+    trained = str(ModelId(model.family, model.size, model.variant))
+    return re.escape(trained) + r"(@\d+)?" + re.escape(model_id.removeprefix(trained))
+
+
+PRETRAINED = "|".join(map(re.escape, STUDY.pretrained))
+QUANTIZED = "|".join(map(with_steps, STUDY.quantized)) or "none"
+
+
 wildcard_constraints:
-    path="|".join(map(re.escape, CONFIGS)),
+    path="|".join([*map(re.escape, CONFIGS), QUANTIZED]),
     split="|".join(STUDY.splits),
-    pretrained="|".join(map(re.escape, STUDY.pretrained)) or "none",
-    quantized="|".join(map(re.escape, STUDY.quantized)) or "none",
-    model="|".join(map(re.escape, STUDY.models)),
+    pretrained=PRETRAINED,
+    step=r"\d+",
+    quantized=QUANTIZED,
+    model="|".join(map(with_steps, STUDY.models)),
     suite="|".join(SUITES) or "none",
 
 
 def resolved_config(wildcards) -> str:
     """Return the resolved config of an artifact as JSON; it changes exactly when a key that its stage reads does."""
-    return CONFIGS[wildcards.path].model_dump_json(indent=2)
+    known = CONFIGS.get(wildcards.path)
+    return (known or STUDY.quantize_config(wildcards.path)).model_dump_json(indent=2)
+
+
+def trained_run(wildcards) -> str:
+    """Return the manifest of the run that a checkpoint comes from."""
+    steps = STUDY.pretrained[wildcards.pretrained].checkpoint_steps
+    if int(wildcards.step) not in steps:
+        raise WorkflowError(
+            f"{wildcards.pretrained}@{wildcards.step}: no weights are kept at this step; kept: {sorted(steps)}."
+        )
+    return f"{RESULTS}/{wildcards.pretrained}/manifest.json"
 
 
 def float_manifest(wildcards) -> str:
-    """Return the manifest of the FloatLM that a QuantLM is made from."""
-    quantized = ModelId.parse(wildcards.quantized)
-    parent = ModelId("floatlm", quantized.size, quantized.variant, quantized.step)
-    return f"{RESULTS}/{parent}/manifest.json"
+    """Return the manifest of the FloatLM, or of its checkpoint, that a QuantLM is made from."""
+    return f"{RESULTS}/{ModelId.parse(wildcards.quantized).float_parent}/manifest.json"
 
 
 def describe_training(wildcards) -> str:
@@ -56,6 +77,6 @@ def describe_training(wildcards) -> str:
 
 def describe_quantization(wildcards) -> str:
     """Return what a quantization job will do, in one line."""
-    run = STUDY.quantized[wildcards.quantized]
+    run = STUDY.quantize_config(wildcards.quantized)
     group = f"group {run.group_size}" if run.group_size > 0 else "one scale per output"
     return f"GPTQ to {run.bits} bits, {group}, {run.num_calibration_samples} x {run.calibration_sequence_length} tokens"

@@ -11,10 +11,32 @@ rule pretrain_model:
     params:
         stage_version=STAGE_VERSIONS["pretrain"],
         summary=describe_training,
+    resources:  # how many processes share a run, and how: set them in a profile or with --set-resources
+        devices=1,
+        strategy="ddp",
     conda:
         ENVIRONMENT
     message:
         "{wildcards.pretrained}: {params.summary}"
     shell:
         "openspectra pretrain --config {input.config} --train {input.train} --valid {input.valid}"
-        " --tokenizer {input.tokenizer} --threads {threads} --out $(dirname {output}) --log {log}"
+        " --tokenizer {input.tokenizer} --threads {threads} --devices {resources.devices}"
+        " --strategy {resources.strategy} --out $(dirname {output}) --log {log}"
+
+
+rule publish_checkpoint:
+    """The weights that a run kept at one step, as a model that can be quantized and evaluated. Made when asked for."""
+    input:
+        model=trained_run,
+    output:
+        f"{RESULTS}/{{pretrained}}@{{step}}/manifest.json",
+    log:
+        f"{LOGS}/publish_checkpoint/{{pretrained}}@{{step}}.log",
+    params:
+        stage_version=STAGE_VERSIONS["checkpoint"],
+    conda:
+        ENVIRONMENT
+    message:
+        "{wildcards.pretrained} at step {wildcards.step}"
+    shell:
+        "openspectra checkpoint --model {input.model} --step {wildcards.step} --out $(dirname {output}) --log {log}"

@@ -1,6 +1,6 @@
 """The tables of the report: models, scores and paired gaps, as data frames for CSV and for the page."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -104,17 +104,12 @@ def missing_loss(model: Model, losses: DocumentLosses) -> str | None:
 
 def training_of(model: Model, results: Results) -> dict[str, int | None]:
     """Return tokens per step, steps and warm-up steps of a model; of its FloatLM where it was made by quantizing."""
-    source = results.by_id.get(str(baseline_of(model.id))) if model.id.family == QUANTLM else model
+    source = results.by_id.get(str(model.id.float_parent)) if model.id.family == QUANTLM else model
     config = source.config if source else {}
     if "max_steps" not in config:
         return dict.fromkeys(TRAINING_KEYS)
     tokens_per_step = config["global_batch_size"] * config["sequence_length"]
     return {"tokens_per_step": tokens_per_step, "steps": config["max_steps"], "warmup_steps": config["warmup_steps"]}
-
-
-def baseline_of(model_id: ModelId) -> ModelId:
-    """Return the FloatLM of the same size, variant and step."""
-    return replace(model_id, family="floatlm", bits=None, calibration=None)
 
 
 def _model_row(model: Model, losses: DocumentLosses) -> dict[str, Any]:
@@ -134,7 +129,7 @@ def _model_row(model: Model, losses: DocumentLosses) -> dict[str, Any]:
 
 
 def _gap(model: Model, results: Results, losses: DocumentLosses) -> Gap:
-    baseline_id = baseline_of(model.id)
+    baseline_id = model.id.float_parent
     baseline = results.by_id.get(str(baseline_id))
     missing = _missing_gap(model, baseline, baseline_id, losses)
     return Gap(

@@ -42,10 +42,11 @@ def pretrain(
     show_bar: bool,
     fresh: bool,
     world: World,
+    interruption: Interruption,
 ) -> None:
     """Train one model to its last step and publish it in `out`; continue where an interrupted run stopped.
 
-    Every rank calls this; rank 0 alone writes. Raises `Interrupted` when a signal asked the run to stop,
+    Every rank calls this; rank 0 alone writes. Raises `Interrupted` when a signal has asked the run to stop,
     `OpenSpectraError` when another process trains here.
     """
     started = time.time()
@@ -55,14 +56,15 @@ def pretrain(
     world.start()
     if world.rank > 0:
         world.barrier()
-        _train(config, parents, checkpoints, Progress(None, False), world)
+        _train(config, parents, checkpoints, Progress(None, False), world, interruption)
         return
     with _only_trainer(out):
         if fresh:
             checkpoints.remove()
         checkpoints.prepare()
         world.barrier()
-        module, llama = _train(config, parents, checkpoints, Progress(out / "speed.jsonl", show_bar), world)
+        progress = Progress(out / "speed.jsonl", show_bar)
+        module, llama = _train(config, parents, checkpoints, progress, world, interruption)
         with write_artifact(out, "pretrain", config, parents, started) as draft:
             draft.metrics |= save_model(llama, config, tokenizer, draft.folder)
             draft.metrics |= _save_records(module, draft.folder)
@@ -96,6 +98,7 @@ def _train(
     checkpoints: CheckpointFolder,
     progress: Progress,
     world: World,
+    interruption: Interruption,
 ) -> tuple[Pretraining, Llama]:
     """Return the run at its last step, and its model with all weights (complete on rank 0)."""
     module = Pretraining(config, Tokens(parents["tokens_valid"]), checkpoints, world)
@@ -103,14 +106,14 @@ def _train(
         return module, module.llama
     if module.step:
         logger.info("%s: continues from step %d of %d", config.model_id, module.step, config.max_steps)
-    data = StepData(config, Tokens(parents["tokens_train"]), module.step, world.rank, world.size)
-    with Interruption() as interruption:
-        checkpointing = Checkpointing(interruption)
+    checkpointing = Checkpointing(interruption)
+    if not world.any(interruption.requested):
+        data = StepData(config, Tokens(parents["tokens_train"]), module.step, world.rank, world.size)
         trainer = build_trainer(config, module.step, world, [checkpointing, progress])
         trainer.fit(module, DataLoader(data, batch_size=None))
     if module.step == config.max_steps:
         return module, checkpointing.llama
-    if trainer.should_stop:
+    if world.any(interruption.requested):
         raise Interrupted(f"{config.model_id}: stopped at step {module.step}, state saved; the same command continues.")
     raise OpenSpectraError(f"{config.model_id}: ended at step {module.step} of {config.max_steps}; run it again.")
 
