@@ -31,6 +31,7 @@ from openspectra.reporting.identity import (
     run_facts_of,
     suite_name,
 )
+from openspectra.reporting.matrices import means_by_step
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -280,13 +281,16 @@ def _metrics(artifact: Artifact, times: tuple[int, int]) -> list["Metric"]:
 
 
 def _curves(artifact: Artifact) -> Numbers:
-    """Return every column of the training curves by step."""
+    """Return every column of the training curves by step; of the discrete weights the means over all matrices."""
+    if artifact.manifest.stage != "pretrain":
+        return {}  # the report holds the means of all models again
+    rows = [row for name in CURVES for row in _rows(artifact, name)]
+    rows += means_by_step(_rows(artifact, "ternary.csv"))
     return {
         (metric_name(column), int(row["step"])): value
-        for name in CURVES
-        for row in _rows(artifact, name)
-        for column, text in row.items()
-        if column != "step" and (value := _number(text)) is not None
+        for row in rows
+        for column, entry in row.items()
+        if column != "step" and (value := _number(entry)) is not None
     }
 
 

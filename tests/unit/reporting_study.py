@@ -28,7 +28,9 @@ WIDTHS = {"0.4M": 64, "1.1M": 128, "2.6M": 256}
 CHANCE = {"cloze": 0.25, "continuation": 0.25, "minimal_pairs": 0.5}
 PENALTY = {None: 0.0, 8: 0.0002, 6: 0.0015, 4: 0.03, 3: 0.12}
 """Nats per token that quantizing to so many bits costs in this study."""
-BITS_PER_WEIGHT = {"floatlm": 16, "trilm": 1.58, 8: 8, 6: 6, 4: 4.25, 3: 3.25}
+BITS_PER_WEIGHT = {"floatlm": 16, "trilm": 1.58, "bilm": 1, "bitnet": 1.58, 8: 8, 6: 6, 4: 4.25, 3: 3.25}
+LAYER_KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+BIN_EDGES = np.arange(-3, 3.25, 0.25)
 
 
 @dataclass
@@ -69,13 +71,21 @@ class FakeStudy:
         self.add("tasks", "tasks", tasks, {"corpus": "corpus"}, lambda draft: draft.metrics.update(facts))
 
     def add_pretrained(
-        self, model_id: str, peak_lr: float = 4e-3, valid_loss: float | None = None, seed: int = 1
+        self,
+        model_id: str,
+        peak_lr: float = 4e-3,
+        valid_loss: float | None = None,
+        seed: int = 1,
+        records: dict[str, pd.DataFrame] | None = None,
     ) -> Artifact:
-        """Add a FloatLM or TriLM whose validation loss follows from its size, unless one is given."""
+        """Add a FloatLM or a model of another family whose validation loss follows from its size, unless one is given.
+
+        `records` replaces or adds tables (`spikes.csv`) and `valid_losses.npy`, a table without names there.
+        """
         return self.add(
             model_id, "pretrain", pretrain_config(model_id, peak_lr, seed),
             {"tokens_train": "tokens/train", "tokens_valid": "tokens/valid", "tokenizer": "tokenizer"},
-            lambda draft: self._fill_pretrained(draft, model_id, valid_loss),
+            lambda draft: self._fill_pretrained(draft, model_id, valid_loss, records or {}),
         )  # fmt: skip
 
     def add_quantized(self, size: str, bits: int) -> Artifact:
@@ -119,7 +129,9 @@ class FakeStudy:
                 self.add_pretrained(f"floatlm/{size}+{label}", rate, valid_loss=3.2 + 0.05 * (index - 1) ** 2)
                 self.add_pretrained(f"trilm/{size}+{label}", rate, valid_loss=3.5 - 0.04 * index)
 
-    def _fill_pretrained(self, draft: ArtifactDraft, model_id: str, valid_loss: float | None) -> None:
+    def _fill_pretrained(
+        self, draft: ArtifactDraft, model_id: str, valid_loss: float | None, records: dict[str, pd.DataFrame]
+    ) -> None:
         config = pretrain_config(model_id)
         final = expected_loss(ModelId.parse(model_id)) if valid_loss is None else valid_loss
         steps = np.unique(np.linspace(1, config.max_steps, self.num_points).astype(int))
@@ -127,11 +139,16 @@ class FakeStudy:
         decay = final + (math.log(1024) - final) * np.exp(-6 * steps / config.max_steps)
         noise = 0.02 * np.random.default_rng(len(model_id)).standard_normal(len(steps))
         train = curve.assign(train_loss=decay + noise, learning_rate=config.peak_lr, gradient_norm=0.7)
-        if config.family == "trilm":
-            train["sparsity"] = 0.31 + 0.1 * steps / config.max_steps
-        train.to_csv(draft.folder / "train.csv", index=False)
         valid = curve.assign(valid_loss=decay).iloc[:: max(1, len(curve) // 10)]
-        valid.to_csv(draft.folder / "valid.csv", index=False)
+        tables = {"train.csv": train, "valid.csv": valid, "valid_losses.npy": losses_by_sequence(valid, model_id)}
+        if config.family != "floatlm":
+            tables["ternary.csv"] = ternary_rows(config)
+        for name, table in (tables | records).items():
+            if name.endswith(".npy"):
+                np.save(draft.folder / name, table.to_numpy())
+            else:
+                table.to_csv(draft.folder / name, index=False)
+        draft.metrics |= {"num_loss_spikes": len(records.get("spikes.csv", ())), "num_skipped_steps": 0}
         (draft.folder / "model.safetensors").write_bytes(b"weights")
         draft.metrics |= size_metrics(config.shape, BITS_PER_WEIGHT[config.family])
         draft.metrics |= {"tokens_seen": int(curve["tokens_seen"].iloc[-1]), "valid_loss": float(final)}
@@ -161,7 +178,7 @@ class FakeStudy:
 
 
 def pretrain_config(model_id: str, peak_lr: float = 4e-3, seed: int = 1) -> PretrainConfig:
-    """Return a valid config of a FloatLM or TriLM of one of the sizes of this study."""
+    """Return a valid config of a model of one of the sizes of this study; TriLM has its schedule, others FloatLM's."""
     parsed = ModelId.parse(model_id)
     trilm = parsed.family == "trilm"
     width = WIDTHS[parsed.size]
@@ -190,7 +207,44 @@ def expected_loss(model_id: ModelId) -> float:
     """Return the loss in nats per token of a model of this study: TriLM starts above FloatLM and ends below."""
     base = {"0.4M": 3.42, "1.1M": 3.11, "2.6M": 2.87}[model_id.size]
     gap = {"0.4M": 0.09, "1.1M": 0.04, "2.6M": -0.015}[model_id.size] if model_id.family == "trilm" else 0.0
+    gap += {"bilm": 0.2, "bitnet": 0.12}.get(model_id.family, 0.0)
     return base + gap + PENALTY[model_id.bits]
+
+
+def losses_by_sequence(valid: pd.DataFrame, model_id: str) -> pd.DataFrame:
+    """Return losses [validations, 64 sequences]: the difficulty of each is common to all models, a part is the model's own."""
+    common, own = np.random.default_rng(0), np.random.default_rng(len(model_id))
+    difficulty, noise = 0.4 * common.standard_normal(64), 0.06 * own.standard_normal((len(valid), 64))
+    losses = difficulty - difficulty.mean() + noise - noise.mean(axis=1, keepdims=True)
+    return pd.DataFrame(valid["valid_loss"].to_numpy()[:, None] + losses)
+
+
+def ternary_rows(config: PretrainConfig) -> pd.DataFrame:
+    """Return rows by step and matrix of latents that are normal and grow wider than their scale; BiLM has no zeros."""
+    cdf = np.vectorize(lambda edge, deviation: 0.5 * (1 + math.erf(edge / deviation / math.sqrt(2))))
+    rows = []
+    for step in range(0, config.max_steps + 1, config.max_steps // 10):
+        done = step / config.max_steps
+        for depth in range(config.shape.num_hidden_layers):
+            for number, kind in enumerate(LAYER_KINDS):
+                block = "self_attn" if number < 4 else "mlp"
+                below = cdf(BIN_EDGES, 1.25 + 0.4 * done * (1 + number / 7))
+                shares = np.diff([0, *below, 1])
+                zeros = shares[np.searchsorted(BIN_EDGES, -0.5) + 1 : np.searchsorted(BIN_EDGES, 0.5) + 1].sum()
+                rows.append(
+                    {
+                        "step": step,
+                        "tokens_seen": step * config.tokens_per_step,
+                        "layer": f"model.layers.{depth}.{block}.{kind}",
+                        "num_weights": config.shape.hidden_size**2 * (1 if number < 4 else 3),
+                        "sparsity": 0.0 if config.family == "bilm" else zeros + 0.02 * done * math.sin(2 * depth),
+                        "flip_rate": 0.2 * (1 - done) if step else 0.0,
+                        "scale": 0.064 * (1 + done) * 16 / math.sqrt(config.shape.hidden_size),
+                        "latents_below": shares[0],
+                        **{f"latents_from_{edge:g}": share for edge, share in zip(BIN_EDGES, shares[1:], strict=True)},
+                    }
+                )
+    return pd.DataFrame(rows)
 
 
 def documents_of(loss: float, num_documents: int, seed: int) -> pd.DataFrame:

@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from openspectra.model.families import FAMILY_NAMES, load_family
+from openspectra.model.llama import Llama
 from openspectra.model.size import bits_per_weight, model_size_bits
 from openspectra.strict_yaml import read_yaml
 from openspectra.study import load_study
@@ -75,6 +78,20 @@ def test_parameter_counts_are_the_published_ones(study, size):
         assert shape.num_parameters == 190_538_496
     else:
         assert shape.num_parameters == pytest.approx(printed, rel=5e-4)  # printed with four digits
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("size", PAPER)
+def test_built_model_has_the_published_parameters(study, size, family):
+    row, shape = PAPER[size], counted_shape(study, size)
+    with torch.device("meta"):
+        model = Llama(shape, family)
+    built = sum(parameter.numel() for parameter in model.parameters())
+    block_norms = 0 if load_family(family).has_block_norms else 2 * row["layers"] * row["hidden"]
+    assert built == row["params_total_50304"] - block_norms
+    linear = sum(layer.weight.numel() for _, group in model.groups() for layer in group.layers.values())
+    assert linear == row["params_linear"]
+    assert {group.shards.view[1] for _, group in model.groups()} == {row["mp"], 2 * row["mp"]}  # gate and up stacked
 
 
 @pytest.mark.parametrize("size", PAPER)

@@ -58,6 +58,17 @@ def test_schema_file_is_the_one_the_types_give():
         ("training/total_tokens", True, "valid integer; got True"),
         ("training/total_tokens", 0, "greater than or equal to 1; got 0"),
         ("training/adam_eps", float("nan"), "adam_eps: "),
+        (
+            "families/trilm/batch_tokens",
+            500,
+            "must be a multiple of training.sequence_length, 128; got 500. The next one is 512",
+        ),
+        (
+            "families/floatlm/interventions",
+            ["none"],
+            "chooses among `lr_drop` and `weight_decay_stop_at`; got ['none'] without both",
+        ),
+        ("families/trilm/interventions", ["neither"], "should be 'both', 'only-lr-drop', 'only-decay-stop' or 'none'"),
         ("training/gradient_clip_norm", float("inf"), "gradient_clip_norm: "),
         ("corpus/test_fraction", -0.1, "test_fraction: input should be greater than 0; got -0.1"),
         (
@@ -161,3 +172,36 @@ def test_demo_and_its_sweep_train_the_same_way(monkeypatch):
 @pytest.mark.parametrize(("rate", "label"), [(0.004, "4e-3"), (0.016, "1.6e-2"), (1.0, "1e0"), (0.00024, "2.4e-4")])
 def test_rate_label(rate, label):
     assert rate_label(rate) == label
+
+
+def test_schedule_ablation_is_a_switch(tmp_path):
+    switch = ["both", "only-lr-drop", "only-decay-stop", "none"]
+    runs = load_study(changed(tmp_path, ("families/trilm/interventions", switch))).pretrained
+    found = {
+        model_id: (run.lr_drop_step, run.peak_lr_after_drop, run.weight_decay_stop_step)
+        for model_id, run in runs.items()
+        if run.family == "trilm"
+    }
+    assert found == {
+        "trilm/2L": (20, 0.005, 27),
+        "trilm/2L+only-lr-drop": (20, 0.005, None),
+        "trilm/2L+only-decay-stop": (None, None, 27),
+        "trilm/2L+none": (None, None, None),
+    }
+
+
+def test_large_runs_are_compiled_and_small_ones_are_not(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    demo, paper = (load_study(ROOT / "studies" / f"{name}.yaml") for name in ("demo", "paper"))
+    assert not any(run.is_compiled for run in demo.pretrained.values())
+    assert all(run.is_compiled for run in paper.pretrained.values())
+
+
+def test_twins_share_seed_order_and_shape(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    study = load_study(ROOT / "studies" / "demo.yaml")
+    own = {"model_id", "family", "schedule", "peak_lr", "min_lr", "lr_drop_step", "peak_lr_after_drop"}
+    own |= {"weight_decay_stop_step"}
+    for size in study.sizes:
+        twins = [study.pretrained[f"{family}/{size}"].model_dump(exclude=own) for family in ("floatlm", "trilm")]
+        assert twins[0] == twins[1]

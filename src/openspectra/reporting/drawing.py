@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from openspectra.reporting.formats import scaled
+
 INK, FAINT, PAPER = "#22272e", "#c9ced6", "#fefefe"
 COLOURS = {  # colour-blind safe (after Okabe and Ito): one hue per family, QuantLM lighter with fewer bits
     "floatlm": "#0072b2",
@@ -117,6 +119,13 @@ def legend_below(figure: Figure, axes: Axes, columns: int = 3) -> None:
             handles, labels, loc="lower center", bbox_to_anchor=(0.5, 0.0), ncols=columns, frameon=False,
             handlelength=1.8, markerscale=0.8, borderaxespad=0.0, borderpad=0.1, labelspacing=0.3,
         )  # fmt: skip
+
+
+def tokens_axis(axes: Axes) -> None:
+    """Make the x axis one of tokens seen, and keep the ticks of both axes few."""
+    axes.set_xlabel("Tokens seen")
+    axes.locator_params(nbins=6)
+    axes.xaxis.set_major_formatter(lambda value, _: scaled(value) if value else "0")
 
 
 def log_x_axis(axes: Axes, write: Callable[[float], str]) -> None:

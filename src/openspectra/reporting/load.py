@@ -21,6 +21,7 @@ MODEL_STAGES = ("pretrain", "quantize")
 SCORE_COLUMNS = ("task", "metric", "filter", "value", "stderr", "num_samples", "chance")
 DOCUMENT_COLUMNS = ("task", "document_id", "num_tokens", "num_bytes", "log_likelihood")
 CURVE_COLUMNS = ("step", "tokens_seen")
+CURVE_TEXT = ("layer",)
 ACCURACY_METRICS = ("acc_norm", "acc", "exact_match")
 """Metrics that may stand for a task, best first, where its builder names none."""
 
@@ -118,10 +119,10 @@ def has_file(artifact: Artifact, name: str) -> bool:
 
 
 def read_curve(model: Model, name: str) -> pd.DataFrame | None:
-    """Return the curve `name` (`train.csv`, `valid.csv`) of a pretrained model; None where the model keeps none."""
+    """Return the table `name` by step (`train.csv`, `ternary.csv`, ...) of a model; None where it keeps none."""
     if model.artifact is None or not has_file(model.artifact, name):
         return None
-    return read_table(model.artifact.file(name), CURVE_COLUMNS, text=())
+    return read_table(model.artifact.file(name), CURVE_COLUMNS, CURVE_TEXT)
 
 
 def read_table(path: Path, columns: tuple[str, ...], text: tuple[str, ...]) -> pd.DataFrame:

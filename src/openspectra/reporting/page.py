@@ -14,7 +14,7 @@ from markupsafe import Markup
 from openspectra.artifacts import Artifact
 from openspectra.config import ReportConfig
 from openspectra.model_ids import ModelId
-from openspectra.reporting import provenance, sections, sweep, tables, views
+from openspectra.reporting import provenance, sections, sweep, tables, ternary, twins, views
 from openspectra.reporting.drawing import Drawing
 from openspectra.reporting.findings import findings
 from openspectra.reporting.load import Results, load_results
@@ -64,7 +64,7 @@ def write_report(
     if rates_table is not None and not results.is_sweep:
         page.rate_notes = sweep.remarks(rates_table)
         _fill_rates(page, sweep.read_rates(rates_table))
-    page.training = sections.training_section(results)
+    _fill_training(page, folder)
     for drawing in page.drawings:
         svg = f'<?xml version="1.0" encoding="utf-8"?>\n{drawing.svg}'
         (folder / f"{drawing.name}.svg").write_text(svg, encoding="utf-8")
@@ -94,6 +94,17 @@ def _fill_study(page: Page, folder: Path) -> dict[str, Any]:
         "num_test_documents": losses.num_documents,
         "num_test_tokens": losses.num_tokens,
     }
+
+
+def _fill_training(page: Page, folder: Path) -> None:
+    """Show the training of the models and write its tables; one without rows is left out."""
+    trajectories = twins.twin_trajectories(page.results, page.config.num_resamples, page.config.seed)
+    ternary_means = ternary.ternary_table(page.results)
+    page.training = sections.training_section(page.results, trajectories, ternary_means)
+    for name, table in (("gaps_over_training.csv", twins.twin_table(trajectories)), ("ternary.csv", ternary_means)):
+        if len(table):
+            tables.write_csv(table, folder / name)
+            page.downloads.append(name)
 
 
 def _fill_sweep(page: Page, folder: Path) -> dict[str, Any]:

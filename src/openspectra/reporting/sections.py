@@ -1,17 +1,21 @@
 """What each section of the page shows: figures with their captions, and the headline numbers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 
-from openspectra.reporting import scaling_figures, training_figures
+from openspectra.reporting import scaling_figures, ternary_figures, training_figures
 from openspectra.reporting.drawing import Drawing
 from openspectra.reporting.formats import counted
+from openspectra.reporting.identity import kind_label
 from openspectra.reporting.load import Results
 from openspectra.reporting.scaling_figures import Score
 from openspectra.reporting.statistics import DocumentLosses, main_scores, mean_accuracy
 from openspectra.reporting.sweep import Choice
-from openspectra.reporting.tables import Gap
+from openspectra.reporting.tables import TRAINING_KEYS, Gap, training_of
+from openspectra.reporting.ternary import largest_matrices
+from openspectra.reporting.twins import Trajectory
+from openspectra.training.spikes import DEVIATIONS, WINDOW
 
 MAX_TASK_PANELS = 12
 """With more tasks than this the mean over them stands for all in the figures."""
@@ -19,12 +23,13 @@ MAX_TASK_PANELS = 12
 
 @dataclass(frozen=True)
 class FigureGroup:
-    """Figures that share a heading and a caption. In `pairs` they stand two by two, else as many as fit."""
+    """Figures that share a heading, a caption and notes below. In `pairs` they stand two by two, else as many as fit."""
 
     title: str
     caption: str
     drawings: list[Drawing]
     pairs: bool = False
+    notes: list[str] = field(default_factory=list)
 
 
 def headline(results: Results, losses: DocumentLosses) -> list[tuple[str, str]]:
@@ -96,22 +101,71 @@ def rates_section(table: pd.DataFrame, chosen: list[Choice], sizes: list[str]) -
     )
 
 
-def training_section(results: Results) -> list[FigureGroup]:
-    """Return loss and sparsity over training."""
+def training_section(
+    results: Results, trajectories: list[Trajectory], ternary_means: pd.DataFrame
+) -> list[FigureGroup]:
+    """Return losses, gaps between twins, and what the discrete weights did, over training."""
+    matrices = largest_matrices(results)
     groups = [
         FigureGroup(
             "Loss over training",
             "Thin: training loss, the mean since the point before. Marked: loss on the valid split. The first "
-            f"{training_figures.SKIPPED_START:.0%} of the training may lie above the frame.",
+            f"{training_figures.SKIPPED_START:.0%} of the training may lie above the frame. Cross: loss spike, a step whose "
+            f"loss lies more than {DEVIATIONS:g} standard deviations above the mean of the {WINDOW} steps before it.",
             training_figures.loss_curves(results),
+            notes=_spike_notes(results),
         ),
         FigureGroup(
-            "Sparsity of TriLM over training",
-            "Share of the linear layers' weights that the forward pass rounds to zero.",
-            training_figures.sparsity_curves(results),
+            "Gap between twins over training",
+            "Validation loss of the model minus that of its FloatLM twin at equal tokens seen, on the same sequences. Band: "
+            "95\u00a0% interval, the same sequences drawn for both; neighbouring sequences may share a document, which "
+            "the interval does not know. Below the line the model is better. Before the end the twins stand at "
+            f"different points of their schedules. The first {training_figures.SKIPPED_START:.0%} may lie outside the frame.",
+            training_figures.twin_panels(trajectories),
+            notes=_twin_notes(results, trajectories),
+        ),
+        FigureGroup(
+            "Ternary weights over training",
+            "Means over all linear layers, each matrix counted by its weights. Sparsity: share of weights that the forward "
+            "pass rounds to zero. Flip rate: share whose state differs from the validation before, so it grows with the "
+            "steps between validations. Scale: the factor of the states.",
+            ternary_figures.mean_curves(results, ternary_means),
+        ),
+        FigureGroup(
+            "Matrices of the largest size",
+            "Sparsity by matrix at the end of training: in each row the first layer on top, the last at the bottom. "
+            "Histograms: share of the latent weights in bins of a quarter of the scale, at initialization and at the end; "
+            "the outermost bins hold the tails. Dashed: the borders at which a ternary weight is rounded to another state.",
+            ternary_figures.sparsity_profile(matrices) + ternary_figures.latent_histograms(matrices),
         ),
     ]
-    return [group for group in groups if group.drawings]
+    return [group for group in groups if group.drawings or group.notes]
+
+
+def _twin_notes(results: Results, trajectories: list[Trajectory]) -> list[str]:
+    """Return batch, steps and warm-up of the twins, once for all pairs that agree, and why any gap is missing."""
+    pairs: dict[str, list[str]] = {}
+    for each in trajectories:
+        if not each.missing:
+            own, twin = (training_of(model, results) for model in (each.model, results.by_id[str(each.twin_id)]))
+            text = ", ".join(
+                f"{name} {counted(own[key])} | {counted(twin[key])}"
+                for name, key in zip(("tokens per step", "steps", "warm-up steps"), TRAINING_KEYS, strict=True)
+            )
+            pairs.setdefault(text, []).append(f"{kind_label(each.model.id.kind)} {each.model.id.size}")
+    reasons = [f"Missing: {each.model.id}, {each.missing}." for each in trajectories if each.missing]
+    if len(pairs) == 1:
+        return [f"All pairs (model | FloatLM): {text}." for text in pairs] + reasons
+    return [f"{', '.join(names)} (model | FloatLM): {text}." for text, names in pairs.items()] + reasons
+
+
+def _spike_notes(results: Results) -> list[str]:
+    """Return one sentence on how many loss spikes each model had; nothing where no training counted them."""
+    counts = {str(model.id): model.metric("num_loss_spikes") for model in results.study_models}
+    if all(count is None for count in counts.values()):
+        return []
+    found = [f"{model_id} {count}" for model_id, count in counts.items() if count]
+    return [f"Loss spikes: {', '.join(found)}; none in the others." if found else "Loss spikes: none."]
 
 
 def _panels(score: Score) -> list[Drawing]:

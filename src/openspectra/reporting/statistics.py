@@ -1,6 +1,7 @@
-"""Intervals by resampling test documents (never tokens): tokens of a document are not independent of each other.
+"""Intervals by resampling test documents or validation sequences (never tokens, which are not independent).
 
-Legend: D documents, M models, R resamples. All models share each resample, so that differences are paired.
+Legend: D documents or sequences, M models, K columns, R resamples. All models share each resample, so that differences
+are paired.
 """
 
 from dataclasses import dataclass
@@ -111,6 +112,16 @@ def resample_totals(values_DK: np.ndarray, num_resamples: int, seed: int) -> np.
     shares = np.full(num_documents, 1 / num_documents)
     sizes = [min(chunk, num_resamples - start) for start in range(0, num_resamples, chunk)]
     return np.concatenate([generator.multinomial(num_documents, shares, size) @ values_DK for size in sizes])
+
+
+def mean_intervals(values_DK: np.ndarray, num_resamples: int, seed: int) -> list[Interval]:
+    """Return the mean of each column with its interval; every column shares the draws of rows."""
+    num_rows = len(values_DK)
+    means_RK = resample_totals(values_DK, num_resamples, seed) / num_rows if num_rows > 1 else None
+    return [
+        _interval(mean, None if means_RK is None else means_RK[:, column])
+        for column, mean in enumerate(values_DK.mean(axis=0))
+    ]
 
 
 def mean_accuracy(scores: pd.DataFrame, main_metrics: dict[str, str]) -> pd.DataFrame:

@@ -20,6 +20,8 @@ MODEL_METRICS = (
     "model_size_bits",
     "tokens_seen",
     "valid_loss",
+    "num_loss_spikes",
+    "num_skipped_steps",
 )
 SCORE_TABLE = (
     "model_id",
@@ -43,6 +45,7 @@ GAP_TABLE = (
 )
 COUNTS = (
     *("num_parameters", "num_linear_parameters", "tokens_seen", "num_samples", "num_documents"),
+    *("num_loss_spikes", "num_skipped_steps"),
     *(*TRAINING_KEYS, *BASELINE_KEYS),
 )
 

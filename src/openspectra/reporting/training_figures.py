@@ -1,12 +1,14 @@
-"""Figures of training: loss and sparsity over tokens, and validation loss against peak learning rate."""
+"""Figures of training: losses and gaps between twins over tokens, and validation loss against peak learning rate."""
 
 import math
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from openspectra.model_ids import QUANTLM
 from openspectra.reporting.drawing import (
+    INK,
     NOTE,
     SMALL_INCHES,
     Drawing,
@@ -16,19 +18,19 @@ from openspectra.reporting.drawing import (
     marker_of,
     panel,
     to_drawing,
+    tokens_axis,
 )
-from openspectra.reporting.formats import scaled
 from openspectra.reporting.identity import kind_label
 from openspectra.reporting.load import Model, Results, read_curve
 from openspectra.reporting.sweep import Choice, diverged_rows
+from openspectra.reporting.twins import Trajectory
 from openspectra.study import rate_label
 
 MAX_POINTS = 400
 """Points of a curve that are drawn; more would not be seen."""
 SKIPPED_START = 0.1
-"""Share of the training that may lie above the frame of a loss curve."""
+"""Share of the training that may lie outside the frame of a figure."""
 LEGEND_COLUMNS = 3
-LINE_STYLES = ("-", "--", ":", "-.")
 
 
 def loss_curves(results: Results) -> list[Drawing]:
@@ -41,28 +43,11 @@ def loss_curves(results: Results) -> list[Drawing]:
     ]
 
 
-def sparsity_curves(results: Results) -> list[Drawing]:
-    """Return one panel of the share of zero weights over tokens seen; nothing where no model records it."""
-    curves = [(model, read_curve(model, "train.csv")) for model in results.study_models]
-    curves = [
-        (model, curve.dropna(subset=["sparsity"]))
-        for model, curve in curves
-        if curve is not None and "sparsity" in curve
-    ]
-    curves = [(model, thinned(curve)) for model, curve in curves if len(curve)]
-    if not curves:
-        return []
-    with panel(SMALL_INCHES, legend_rows=-(-len(curves) // LEGEND_COLUMNS)) as (figure, axes):
-        for index, (model, curve) in enumerate(curves):
-            axes.plot(
-                curve["tokens_seen"], 100 * curve["sparsity"], color=colour_of(model.id.kind),
-                lw=1.4, ls=LINE_STYLES[index % len(LINE_STYLES)], label=str(model.id),
-            )  # fmt: skip
-        axes.set(xlabel="Tokens seen", ylabel="Zero weights (%)")
-        axes.locator_params(nbins=6)
-        _write_tokens(axes)
-        legend_below(figure, axes, LEGEND_COLUMNS)
-        return [to_drawing(figure, "sparsity", "Share of zero weights over training, one line per model")]
+def twin_panels(trajectories: list[Trajectory]) -> list[Drawing]:
+    """Return the gap to FloatLM over tokens seen with its interval, one panel per size with all its families."""
+    shown = [each for each in trajectories if each.points["gap"].notna().any()]
+    sizes = dict.fromkeys(each.model.id.size for each in shown)
+    return [_twin_panel(size, [each for each in shown if each.model.id.size == size]) for size in sizes]
 
 
 def sweep_panels(table: pd.DataFrame, chosen: list[Choice], sizes: list[str]) -> list[Drawing]:
@@ -87,9 +72,8 @@ def _loss_panel(size: str, models: list[Model]) -> Drawing:
         tops = [top for top in tops if math.isfinite(top)]
         if tops:
             axes.set_ylim(top=max(tops) + 0.05 * (max(tops) - axes.get_ylim()[0]))
-        axes.set(title=size, xlabel="Tokens seen", ylabel="Loss (nats per token)")
-        axes.locator_params(nbins=6)
-        _write_tokens(axes)
+        axes.set(title=size, ylabel="Loss (nats per token)")
+        tokens_axis(axes)
         legend_below(figure, axes, columns=2)
         return to_drawing(
             figure, f"loss_curves_{size}", f"Training and validation loss of size {size} over tokens seen"
@@ -105,10 +89,55 @@ def _draw_loss(axes: Axes, model: Model, split: str) -> float:
     curve = thinned(curve.dropna(subset=[column]))
     kind = model.id.kind
     look = {"lw": 0.9, "alpha": 0.55} if split == "train" else {"lw": 1.5, "marker": marker_of(kind), "ms": 4}
-    label = f"{kind_label(kind)}, {'training' if split == 'train' else 'validation'}"
-    axes.plot(curve["tokens_seen"], curve[column], color=colour_of(kind), label=label, **look)
-    later = curve[curve["tokens_seen"] >= SKIPPED_START * curve["tokens_seen"].max()]
-    return float(later[column].max())
+    axes.plot(curve["tokens_seen"], curve[column], color=colour_of(kind), label=f"{kind_label(kind)}, {split}", **look)
+    if split == "train":
+        _mark_spikes(axes, model, curve)
+    return float(_after_start(curve)[column].max())
+
+
+def _mark_spikes(axes: Axes, model: Model, curve: pd.DataFrame) -> None:
+    """Put a cross on the drawn curve of the training loss at every loss spike."""
+    spikes = read_curve(model, "spikes.csv")
+    if spikes is not None:
+        losses = np.interp(spikes["tokens_seen"], curve["tokens_seen"], curve["train_loss"])
+        axes.plot(
+            spikes["tokens_seen"],
+            losses,
+            color=colour_of(model.id.kind),
+            marker="x",
+            ms=7,
+            mew=1.8,
+            ls="none",
+            zorder=4,
+        )
+
+
+def _twin_panel(size: str, trajectories: list[Trajectory]) -> Drawing:
+    with panel(SMALL_INCHES, legend_rows=-(-len(trajectories) // LEGEND_COLUMNS)) as (figure, axes):
+        for each in trajectories:
+            points, colour = each.points, colour_of(each.model.id.kind)
+            axes.fill_between(
+                points["tokens_seen"], points["low"].astype(float), points["high"].astype(float), color=colour,
+                alpha=0.25, lw=0,
+            )  # fmt: skip
+            axes.plot(
+                points["tokens_seen"], points["gap"], color=colour, lw=1.5, marker=marker_of(each.model.id.kind), ms=4,
+                label=kind_label(each.model.id.kind),
+            )  # fmt: skip
+        later = pd.concat([_after_start(each.points) for each in trajectories])[["gap", "low", "high"]].astype(float)
+        low, high = min(0.0, later.min(axis=None)), max(0.0, later.max(axis=None))
+        margin = 0.06 * ((high - low) or 1)
+        axes.set_ylim(low - margin, high + margin)
+        axes.axhline(0, color=INK, lw=0.9)
+        axes.set(title=size, ylabel="Difference (nats per token)")
+        tokens_axis(axes)
+        legend_below(figure, axes, LEGEND_COLUMNS)
+        return to_drawing(figure, f"gap_over_training_{size}", f"Gap of size {size} to its FloatLM over tokens seen")
+
+
+def _after_start(curve: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that the frame of a figure must hold."""
+    return curve[curve["tokens_seen"] >= SKIPPED_START * curve["tokens_seen"].max()]
 
 
 def _sweep_panel(size: str, table: pd.DataFrame, chosen: list[Choice]) -> Drawing:
@@ -144,8 +173,3 @@ def _ring(axes: Axes, choice: Choice) -> None:
         text, (choice.peak_lr, choice.valid_loss), (0, -17), textcoords="offset points",
         ha="left" if position < 0.25 else "right" if position > 0.75 else "center", **NOTE,
     )  # fmt: skip
-
-
-def _write_tokens(axes: Axes) -> None:
-    """Write the ticks of the x axis as counts of tokens."""
-    axes.xaxis.set_major_formatter(lambda value, _: scaled(value) if value else "0")

@@ -6,7 +6,13 @@ import math
 import lightning.pytorch as L
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.fsdp import fully_shard
 
 from openspectra.config import PretrainConfig
@@ -81,13 +87,10 @@ class Pretraining(L.LightningModule):
     def on_train_start(self) -> None:
         if self.resume_state:
             state, self.resume_state = self.resume_state, None
-            set_state_dict(
-                self.llama,
-                self._optimizer,
-                model_state_dict=state["model"],
-                optim_state_dict=state["optimizer"],
-                options=StateDictOptions(full_state_dict=True),
-            )
+            options = StateDictOptions(full_state_dict=True)
+            set_model_state_dict(self.llama, state["model"], options=options)
+            if state["optimizer"]:
+                set_optimizer_state_dict(self.llama, self._optimizer, state["optimizer"], options=options)
             self.trainer.precision_plugin.load_state_dict(state["precision"])
         else:
             self._measure()
@@ -195,7 +198,9 @@ class Pretraining(L.LightningModule):
     def save_state(self) -> None:
         """Write all that the run needs to go on from the present step. Called on every rank; rank 0 writes."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        model, optimizer = get_state_dict(self.llama, self._optimizer, options=options)
+        model, optimizer = get_model_state_dict(self.llama, options=options), None
+        if self._optimizer.state:  # else the loss scaler has left out every step: asking for the state would make one
+            optimizer = get_optimizer_state_dict(self.llama, self._optimizer, options=options)
         if self.world.rank == 0:
             state = {"step": self.step, "model": model, "optimizer": optimizer, "records": self._records()}
             self.checkpoints.save(self.step, state | {"precision": self.trainer.precision_plugin.state_dict()})

@@ -1,0 +1,285 @@
+"""The training loop in process, on random tokens: policies, records, and what is saved."""
+
+import json
+import math
+
+import lightning.pytorch as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.plugins import MixedPrecision
+from torch.utils.data import DataLoader
+
+from openspectra.config import LlamaShape, PretrainConfig
+from openspectra.errors import DamagedArtifactError, OpenSpectraError
+from openspectra.model.families import load_family
+from openspectra.model.llama import Llama
+from openspectra.training.batches import StepData
+from openspectra.training.checkpoint import CheckpointFolder
+from openspectra.training.instruments import BIN_COLUMNS, Instruments
+from openspectra.training.interruption import Interruption
+from openspectra.training.module import Checkpointing, Pretraining
+from openspectra.training.pretrain import build_trainer
+from openspectra.training.spikes import WINDOW, Spikes
+from openspectra.training.world import World
+
+torch.set_num_threads(1)  # models this small gain nothing from a second thread, and lose much on a busy machine
+
+SHAPE = LlamaShape(
+    vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, scales_per_matrix=2
+)
+
+
+def config(**changes) -> PretrainConfig:
+    settings = {
+        "model_id": "trilm/x",
+        "family": "trilm",
+        "shape": SHAPE,
+        "seed": 3,
+        "precision": "32-true",
+        "sequence_length": 16,
+        "global_batch_size": 4,
+        "micro_batch_size": 2,
+        "max_steps": 12,
+        "warmup_steps": 2,
+        "schedule": "linear",
+        "peak_lr": 0.01,
+        "min_lr": 0.0,
+        "weight_decay": 0.1,
+        "adam_betas": [0.9, 0.95],
+        "adam_eps": 1e-8,
+        "gradient_clip_norm": 1.0,
+        "checkpoint_every_steps": 5,
+        "valid_every_steps": 4,
+        "valid_sequences": 5,
+        "log_every_steps": 3,
+        "export_dtype": "float32",
+    }
+    return PretrainConfig(**settings | changes)
+
+
+class RandomTokens:
+    """Stands where a split's `Tokens` stand, with tokens drawn by seed: every second one is 0, which can be learned."""
+
+    def __init__(self, seed: int):
+        rng = np.random.default_rng(seed)
+        self.tokens = rng.integers(0, 64, 4000) * rng.integers(0, 2, 4000)
+
+    def num_sequences(self, sequence_length: int) -> int:
+        return (len(self.tokens) - 1) // sequence_length
+
+    def sequences(self, indices, sequence_length: int):
+        return np.stack([self.tokens[i * sequence_length :][: sequence_length + 1] for i in indices])
+
+
+class At(L.Callback):
+    """Calls something before the first micro batch of a step."""
+
+    def __init__(self, step: int, action):
+        self.step, self.action = step, action
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if module.step == self.step:
+            self.action(module)
+
+
+def train(settings: PretrainConfig, folder, *callbacks, interruption=None, trainer=None) -> Pretraining:
+    checkpoints = CheckpointFolder(folder, settings, {})
+    checkpoints.prepare()
+    module = Pretraining(settings, RandomTokens(1), checkpoints, World())
+    saver = Checkpointing(interruption or Interruption())
+    trainer = trainer or build_trainer(settings, module.step, World(), [saver, *callbacks])
+    trainer.callbacks[:0] = [] if saver in trainer.callbacks else [saver, *callbacks]
+    trainer.fit(module, DataLoader(StepData(settings, RandomTokens(0), module.step), batch_size=None))
+    return module
+
+
+def weights(module: Pretraining) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in module.llama.named_parameters()}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_non_finite_loss_ends_the_run_before_the_update_and_again_after_resume(tmp_path, value):
+    def poison(module):
+        with torch.no_grad():
+            module.llama.lm_head.weight[0, 0] = value
+
+    seen = {}
+    remember = At(7, lambda module: seen.update(weights(module)))
+    for _ in range(2):  # the second run goes on from step 5, and ends at the same step
+        with pytest.raises(
+            OpenSpectraError, match=r"trilm/x: loss is nan, gradient norm nan at step 7; lower its peak"
+        ):
+            train(config(), tmp_path, At(7, poison), remember)
+        states = sorted(path.name for path in tmp_path.glob("checkpoints/*/step-*.pt"))
+        assert states == ["step-00000005.pt"]
+    straight = train(config(), tmp_path / "clean")
+    clean = train(config(), tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(weights(clean).values(), weights(straight).values(), strict=True))
+
+
+def test_interrupted_run_records_the_same_as_an_undisturbed_one(tmp_path):
+    straight = train(config(), tmp_path / "straight")
+    interruption = Interruption()
+    stop = At(6, lambda module: setattr(interruption, "requested", True))
+    first = train(config(), tmp_path / "stopped", stop, interruption=interruption)
+    assert first.step == 7
+    second = train(config(), tmp_path / "stopped")
+    assert second.tables == straight.tables
+    assert torch.equal(torch.stack(second.valid_losses), torch.stack(straight.valid_losses))
+    for name, parameter in straight.llama.named_parameters():
+        assert torch.equal(parameter, dict(second.llama.named_parameters())[name]), name
+
+
+def test_kept_weights_are_log_spaced_then_regular(tmp_path):
+    module = train(config(), tmp_path)
+    assert [row["step"] for row in module.tables["checkpoints"]] == [1, 2, 4, 5, 10]
+    assert sorted(config(max_steps=100, checkpoint_every_steps=30).checkpoint_steps) == [1, 2, 4, 8, 16, 30, 60, 90]
+    statistics = module.tables["checkpoints"][0]
+    assert statistics["rms_linear"] == pytest.approx(SHAPE.initializer_range, rel=0.2)
+    assert statistics["tokens_seen"] == 64
+
+
+def test_validation_is_the_mean_of_its_sequences(tmp_path):
+    module = train(config(), tmp_path)
+    assert [row["step"] for row in module.tables["valid"]] == [4, 8, 12]
+    batch = torch.from_numpy(RandomTokens(1).sequences(range(5), 16))
+    with torch.no_grad():
+        each = module.llama(batch[:, :-1], batch[:, 1:], reduction="none").double().mean(dim=1)
+    torch.testing.assert_close(module.valid_losses[-1], each, rtol=1e-6, atol=0)
+    assert module.tables["valid"][-1]["valid_loss"] == pytest.approx(each.mean().item(), rel=1e-6)
+
+
+def half_precision_trainer(max_steps: int, scaler: torch.amp.GradScaler) -> L.Trainer:
+    """A trainer under 16-mixed on the CPU, which Lightning itself refuses to build."""
+    return L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        plugins=[MixedPrecision("16-mixed", "cpu", scaler)],
+        max_steps=max_steps,
+        accumulate_grad_batches=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+
+
+def test_loss_scaler_leaves_steps_out_and_goes_on_after_resume(tmp_path):
+    settings = config(precision="16-mixed", log_every_steps=1)
+    straight = train(settings, tmp_path / "a", trainer=half_precision_trainer(12, torch.amp.GradScaler("cpu", 2.0**22)))
+    rows = straight.tables["train"]
+    skipped = rows[-1]["skipped_steps"]
+    assert 0 < skipped < 12
+    assert rows[-1]["loss_scale"] == 2.0 ** (22 - skipped)
+    interruption = Interruption()
+    stop = At(3, lambda module: setattr(interruption, "requested", True))
+    trainer = half_precision_trainer(12, torch.amp.GradScaler("cpu", 2.0**22))
+    first = train(settings, tmp_path / "b", stop, interruption=interruption, trainer=trainer)
+    assert first.step == 4
+    second = train(settings, tmp_path / "b", trainer=half_precision_trainer(8, torch.amp.GradScaler("cpu", 2.0**22)))
+    for name, table in straight.tables.items():
+        assert repr(second.tables[name]) == repr(table), name  # as text: nan, the loss of a step left out, is not nan
+    for name, parameter in straight.llama.named_parameters():
+        assert torch.equal(parameter, dict(second.llama.named_parameters())[name]), name
+
+
+def test_run_ends_where_no_loss_scale_is_left(tmp_path):
+    def poison(module):
+        with torch.no_grad():
+            module.llama.lm_head.weight[0, 0] = math.inf
+
+    trainer = half_precision_trainer(12, torch.amp.GradScaler("cpu", 4.0))
+    with pytest.raises(OpenSpectraError, match="gradient is not finite at any loss scale at step 4"):
+        train(config(precision="16-mixed"), tmp_path, At(2, poison), trainer=trainer)
+
+
+def test_changed_recipe_starts_anew_and_says_what_differs(tmp_path, caplog):
+    caplog.set_level("INFO")
+    train(config(), tmp_path)
+    changed = train(config(peak_lr=0.02, weight_decay=0.2), tmp_path)
+    assert changed.step == 12
+    assert "starts at step 0 in a new checkpoint folder: config.peak_lr, config.weight_decay differ" in caplog.text
+    assert len(list(tmp_path.glob("checkpoints/*"))) == 2
+
+
+def test_stray_temporary_files_go_and_a_foreign_state_is_refused(tmp_path):
+    module = train(config(), tmp_path)
+    folder = module.checkpoints.folder
+    (folder / ".step-00000010.pt.123.tmp").write_bytes(b"half")
+    CheckpointFolder(tmp_path, config(), {}).prepare()
+    assert not list(folder.glob(".*.tmp"))
+    newest = folder / "step-00000012.pt"
+    newest.rename(folder / "step-00000099.pt")
+    newest.with_suffix(".sha256").rename(folder / "step-00000099.sha256")
+    with pytest.raises(DamagedArtifactError, match="step-00000099.pt: holds step 12 of run .*remove it"):
+        CheckpointFolder(tmp_path, config(), {}).load_newest()
+    assert json.loads((folder / "run.json").read_text())["config"]["seed"] == 3
+
+
+def test_full_disk_names_the_bytes_and_keeps_the_state_before(tmp_path, monkeypatch):
+    def no_space(path, content):
+        raise OSError(28, "No space left on device")
+
+    module = train(config(), tmp_path)
+    monkeypatch.setattr("openspectra.training.checkpoint.write_atomically", no_space)
+    with pytest.raises(
+        OpenSpectraError, match=r"step-00000013.pt: cannot be written \(No space left on device\), [\d,]+ bytes"
+    ):
+        module.checkpoints.save(13, {"step": 13})
+    assert module.checkpoints.load_newest()["step"] == 12
+
+
+def test_ranks_and_micro_batches_read_the_sequences_of_a_step():
+    tokens = RandomTokens(0)
+    expected = [torch.cat(list(StepData(config(max_steps=1), tokens, 0)))]
+    for world_size, micro in ((1, 4), (1, 1), (2, 2), (2, 1), (4, 1)):
+        settings = config(max_steps=1, micro_batch_size=micro)
+        parts = [batch for rank in range(world_size) for batch in StepData(settings, tokens, 0, rank, world_size)]
+        assert sorted(torch.cat(parts).tolist()) == sorted(expected[0].tolist())
+
+
+def test_spike_is_five_deviations_above_the_window():
+    spikes = Spikes()
+    quiet = [4.0, 4.2] * (WINDOW // 2)
+    assert [spikes.observe(loss) for loss in quiet] == [None] * WINDOW
+    assert spikes.observe(4.59) is None  # mean 4.1, deviation 0.1
+    found = Spikes(quiet).observe(4.61)
+    assert found == {"window_mean": pytest.approx(4.1), "window_deviation": pytest.approx(0.1)}
+
+
+def test_instruments_count_flips_zeros_and_bins():
+    model = Llama(SHAPE, "trilm")
+    model.reset_parameters(seed=0)
+    instruments = Instruments()
+    first = instruments.measure(model)
+    assert {row["flip_rate"] for row in first} == {0.0}
+    with torch.no_grad():
+        weight = model.model.layers[0].mlp.down_proj.weight
+        weight[:, : 48 // 4] *= -1  # a quarter of the columns: every state that is not zero flips
+    rows = {row["layer"]: row for row in instruments.measure(model)}
+    row = rows["model.layers.0.mlp.down_proj"]
+    group = model.model.layers[0].mlp.down
+    states, scales = load_family("trilm").states_and_scales(group.latent_weight().detach(), group.shards)
+    flipped = (states.view(32, 48)[:, :12] != 0).sum().item() / (32 * 48)
+    assert row["flip_rate"] == pytest.approx(flipped)
+    assert row["sparsity"] == pytest.approx((states == 0).double().mean().item())
+    assert row["scale"] == pytest.approx(scales.double().mean().item(), rel=1e-6)
+    assert sum(row[column] for column in BIN_COLUMNS) == pytest.approx(1)
+    inner = sum(row[f"latents_from_{edge}"] for edge in ("-0.5", "-0.25", "0", "0.25"))
+    assert inner == pytest.approx(row["sparsity"], abs=1e-3)  # the zeros lie between -1/2 and 1/2 of the scale
+    assert rows["model.layers.1.mlp.down_proj"]["flip_rate"] == 0.0
+
+
+def test_floatlm_has_no_instruments():
+    assert Instruments().measure(Llama(SHAPE, "floatlm")) == []
+
+
+def test_every_family_learns(tmp_path):
+    for family in ("floatlm", "trilm", "bilm", "bitnet"):
+        module = train(
+            config(family=family, model_id=f"{family}/x", max_steps=60, schedule="cosine"), tmp_path / family
+        )
+        losses = [row["train_loss"] for row in module.tables["train"]]
+        assert losses[-1] < losses[0] - 0.5, family
