@@ -13,5 +13,5 @@ STAGE_VERSIONS = {
     "quantize": 1,
     "tasks": 1,
     "evaluate": 1,
-    "report": 1,
+    "report": 2,
 }

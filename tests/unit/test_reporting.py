@@ -63,7 +63,7 @@ def test_report_rebuilt_in_another_order_is_byte_identical(study, report, tmp_pa
 
 def test_report_is_self_contained(page, study):
     assert str(study.root) not in page
-    assert re.findall(r'(?:src|href)="(?!#|https://arxiv|[a-z]+\.csv)[^"]*"', page) == []
+    assert re.findall(r'(?:src|href)="(?!#|https://arxiv|[a-z_]+\.csv)[^"]*"', page) == []
     assert not re.search(r"url\((?!#)", page)
 
 

@@ -1,8 +1,8 @@
 """A process that has imported everything and forks one child per trial, so that a trial costs seconds, not ten.
 
-Reads requests as JSON lines: {"arguments": [...], "environment": {...}, "double": ..., "ledger": ...}. A child runs
-`openspectra <arguments>` as a program would, in float64 where `double` is set, and notes the numbers of the
-sequences it reads in the file `ledger`. Answers {"pid": ...} at once and {"code": ...} when the child has ended.
+Reads requests as JSON lines: {"arguments": [...], "environment": {...}, "double": ..., "compiled": ..., "ledger": ...}. A child runs
+`openspectra <arguments>` as a program would, in float64 where `double` is set, with compiled blocks where
+`compiled` is, and notes the numbers of the sequences it reads in the file `ledger`. Answers {"pid": ...} at once and {"code": ...} when the child has ended.
 """
 
 import json
@@ -12,7 +12,7 @@ import sys
 import torch
 
 import openspectra.training.pretrain  # noqa: F401  the heavy imports, once for all children
-from openspectra import cli
+from openspectra import cli, config
 from openspectra.training import batches
 
 
@@ -23,6 +23,8 @@ def child(request: dict) -> None:
     output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    if request.get("compiled"):
+        config.COMPILED_FROM_FLOPS = 0
     if request.get("double"):
         torch.set_default_dtype(torch.float64)
     if ledger := request.get("ledger"):

@@ -183,6 +183,23 @@ def test_signal_at_a_random_moment_exits_75_and_resumes_bit_identical(tiny, nurs
         assert finish(nursery, run) == result
 
 
+@pytest.mark.slow
+def test_compiled_blocks_are_bit_identical_in_other_processes_and_after_a_kill(tiny, nursery, tmp_path):
+    results = []
+    for number in range(3):
+        cache = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / f"cache{number % 2}")}  # the third finds the first's
+        run = Run(tiny, tmp_path / f"run{number}", environment=cache, more={"compiled": True})
+        if number:
+            (pid,) = nursery.start(run.request())
+            while not list(run.out.glob("checkpoints/*/step-*.pt")):
+                time.sleep(0.05)
+            os.kill(pid, signal.SIGKILL)
+            assert nursery.wait() == [-signal.SIGKILL], run.output
+        results.append(finish(nursery, run))
+        assert list((tmp_path / f"cache{number % 2}").rglob("*.cpp")), "nothing was compiled"
+    assert results[0] == results[1] == results[2]
+
+
 def test_state_of_another_run_is_refused(tiny, nursery, reference, tmp_path):
     _, seconds = reference
     first, second = Run(tiny, tmp_path / "first"), Run(tiny, tmp_path / "second", changes={"seed": 2})

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from openspectra.config import LlamaShape
 from openspectra.model.families import load_family
 from openspectra.model.families.family import Family
+from openspectra.model.head_and_loss import mean_loss, token_losses
 from openspectra.model.shards import Shards, column_parallel, row_parallel
 
 
@@ -163,13 +164,13 @@ class Llama(nn.Module):
         """Return logits [B, T, V] of the token that follows each position of `input_ids_BT` (integers [B, T]).
 
         With `targets_BT`, the tokens that do follow, return their cross entropy in nats instead: the mean, or [B, T]
-        for `reduction` "none".
+        without gradients for `reduction` "none".
         """
-        logits_BTV = self.lm_head(self.model(input_ids_BT))
+        x_BTD = self.model(input_ids_BT)
         if targets_BT is None:
-            return logits_BTV
-        losses = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction=reduction)
-        return losses if reduction == "mean" else losses.view_as(targets_BT)
+            return self.lm_head(x_BTD)
+        arguments = x_BTD.flatten(0, 1), self.lm_head.weight, targets_BT.flatten()
+        return mean_loss(*arguments) if reduction == "mean" else token_losses(*arguments).view_as(targets_BT)
 
     def reset_parameters(self, seed: int) -> None:
         """Draw the initial latent weights: one draw per seed and shape, the same for every family (twins)."""

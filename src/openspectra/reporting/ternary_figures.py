@@ -61,7 +61,7 @@ def sparsity_profile(found: list[Matrices]) -> list[Drawing]:
                 layers = matrices.end[matrices.end["kind"] == kind].sort_values("depth")
                 depth = layers["depth"] / max(1, layers["depth"].max())
                 heights = row + ROW_SHARE * (0.5 - depth)
-                axes.plot(100 * layers["sparsity"], heights, lw=0.8, ms=3, label=None if row else label, **look)
+                axes.plot(100 * layers["sparsity"], heights, lw=0.6, ms=2.5, label=None if row else label, **look)
         axes.set(title=f"Sparsity by matrix, {size}", xlabel="Zero weights (%)")
         axes.locator_params(axis="x", nbins=6)
         legend_below(figure, axes)
@@ -97,10 +97,10 @@ def _mean_panel(
 def _looks(sizes: list[str]) -> dict[str, dict]:
     """Return line style and opacity by size, given smallest first; the largest is solid and opaque."""
     distinct = list(dict.fromkeys(sizes))
-    steps = max(1, len(distinct) - 1)
+    larger = range(len(distinct) - 1, -1, -1)
     return {
-        size: {"ls": LINE_STYLES[rank % len(LINE_STYLES)], "alpha": 1 - (1 - FAINTEST) * rank / steps}
-        for rank, size in reversed(list(enumerate(reversed(distinct))))
+        size: {"ls": LINE_STYLES[count % len(LINE_STYLES)], "alpha": 1 - (1 - FAINTEST) * count / max(1, larger[0])}
+        for size, count in zip(distinct, larger, strict=True)
     }
 
 

@@ -26,6 +26,7 @@ from openspectra.training.batches import StepData
 from openspectra.training.checkpoint import CheckpointFolder
 from openspectra.training.instruments import mean_over_layers
 from openspectra.training.interruption import Interruption
+from openspectra.training.memory import keep_freed_memory
 from openspectra.training.module import TABLES, Checkpointing, Pretraining
 from openspectra.training.progress import Progress
 from openspectra.training.world import World
@@ -53,6 +54,7 @@ def pretrain(
     parents = {"tokens_train": train, "tokens_valid": valid, "tokenizer": tokenizer}
     _check(config, train, valid, world)
     checkpoints = CheckpointFolder(out, config, parents)
+    keep_freed_memory()
     world.start()
     if world.rank > 0:
         world.barrier()
