@@ -31,7 +31,7 @@ from openspectra.reporting.identity import (
     run_facts_of,
     suite_name,
 )
-from openspectra.reporting.matrices import means_by_step
+from openspectra.training.matrices import means_by_step
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

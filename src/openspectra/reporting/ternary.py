@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from openspectra.reporting.load import Model, Results, read_curve
-from openspectra.reporting.matrices import MEANS, means_by_step
+from openspectra.training.matrices import MEANS, means_by_step
 
 PLACE = ("step", "tokens_seen")
 TERNARY_TABLE = ("model_id", *PLACE, *MEANS)

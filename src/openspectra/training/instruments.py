@@ -56,11 +56,6 @@ class Instruments:
         return (unpack_states(before, state.shape) != state.cpu()).double().mean().item()
 
 
-def mean_over_layers(rows: list[dict[str, float]], key: str) -> float:
-    """Return the mean of a column over all matrices, each counted by its weights."""
-    return sum(row[key] * row["num_weights"] for row in rows) / sum(row["num_weights"] for row in rows)
-
-
 def _whole(parameter: Tensor) -> Tensor:
     """Return all rows of a parameter, also where each rank holds only some."""
     return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter

@@ -24,8 +24,8 @@ from openspectra.model.hugging_face import save_model
 from openspectra.model.llama import Llama
 from openspectra.training.batches import StepData
 from openspectra.training.checkpoint import CheckpointFolder
-from openspectra.training.instruments import mean_over_layers
 from openspectra.training.interruption import Interruption
+from openspectra.training.matrices import means_by_step
 from openspectra.training.memory import keep_freed_memory
 from openspectra.training.module import TABLES, Checkpointing, Pretraining
 from openspectra.training.progress import Progress
@@ -145,14 +145,14 @@ def _save_records(module: Pretraining, folder: Path) -> dict[str, Any]:
         if rows := module.tables[name]:
             write_csv(folder / f"{name}.csv", rows[0], rows)
     np.save(folder / "valid_losses.npy", torch.stack(module.valid_losses).numpy())
-    last = [row for row in module.tables["ternary"] if row["step"] == module.step]
+    ternary = means_by_step(module.tables["ternary"])
     return {
         "tokens_seen": module.tokens_seen,
         "final_train_loss": module.tables["train"][-1]["train_loss"],
         "valid_loss": module.tables["valid"][-1]["valid_loss"],
         "num_loss_spikes": len(module.tables["spikes"]),
         "num_skipped_steps": module.skipped_steps,
-        **{key: mean_over_layers(last, key) for key in ("sparsity", "flip_rate") if last},
+        **{key: ternary[-1][key] for key in ("sparsity", "flip_rate") if ternary},
     }
 
 

@@ -1,4 +1,4 @@
-"""Means over the matrices of a model, from rows by step and matrix. Imports nothing heavy: tracking uses it too."""
+"""Means over the matrices of a model, from rows by step and matrix. Imports nothing heavy: report and tracking use it too."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
