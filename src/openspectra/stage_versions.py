@@ -5,9 +5,13 @@ manifest, so artifacts of two versions are never taken for each other.
 """
 
 STAGE_VERSIONS = {
-    "corpus": 1,
-    "tokenizer": 1,
-    "tokens": 1,
+    "source": 1,
+    "part": 1,
+    "corpus": 2,
+    "tokenizer": 2,
+    "token_part": 1,
+    "tokens": 2,
+    "contamination": 1,
     "pretrain": 1,
     "quantize": 1,
     "tasks": 1,

@@ -22,6 +22,10 @@ RESULTS = f"results/{NAME}"
 REPORTS = f"reports/{NAME}"
 LOGS = f"logs/{NAME}"
 CONFIGS = resolved_configs(STUDY, NAME)
+SOURCES = [f"{RESULTS}/sources/{name}/{job}/manifest.json" for name, job in STUDY.source_jobs]
+CORPUS = [f"{RESULTS}/corpus/manifest.json"] if STUDY.corpus else []  # none where the text is tokens already
+TOKEN_PARTS = [f"{RESULTS}/tokens/parts/{part}/manifest.json" for part in range(STUDY.num_parts)]
+CONTAMINATION = [f"{RESULTS}/contamination/manifest.json"] if STUDY.checks_contamination else []
 MODELS = expand(f"{RESULTS}/{{model}}/manifest.json", model=STUDY.models)
 SUITES = STUDY.evaluation.suites if STUDY.evaluation else {}
 EVALUATIONS = expand(f"{RESULTS}/evaluation/{{model}}/{{suite}}/manifest.json", model=STUDY.models, suite=SUITES)
@@ -30,6 +34,9 @@ BUILT_TASKS = [f"{RESULTS}/tasks/manifest.json"] if STUDY.evaluation and STUDY.e
 
 wildcard_constraints:
     path="|".join(map(re.escape, CONFIGS)),
+    source="|".join(STUDY.corpus.sources if STUDY.corpus else ["none"]),
+    job=r"\d+",
+    part=r"\d+",
     split="|".join(STUDY.splits),
     pretrained="|".join(map(re.escape, STUDY.pretrained)) or "none",
     quantized="|".join(map(re.escape, STUDY.quantized)) or "none",

@@ -7,7 +7,17 @@ from typing import Any
 from openspectra.artifacts import Artifact
 from openspectra.model_ids import QUANTLM, ModelId
 
-STAGE_ORDER = ("corpus", "tokenizer", "tokens", "pretrain", "quantize", "tasks", "evaluate", "report")
+STAGE_ORDER = (
+    "corpus",
+    "tokenizer",
+    "tokens",
+    "pretrain",
+    "quantize",
+    "tasks",
+    "contamination",
+    "evaluate",
+    "report",
+)
 """Stages from cause to effect."""
 KIND_ORDER = ("floatlm", "trilm", "bilm", "bitnet")
 NOMINAL_BITS = {"floatlm": 16.0, "trilm": 1.58, "bilm": 1.0, "bitnet": 1.58}
