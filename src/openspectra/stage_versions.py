@@ -13,7 +13,7 @@ STAGE_VERSIONS = {
     "tokens": 2,
     "contamination": 1,
     "pretrain": 1,
-    "quantize": 1,
+    "quantize": 2,
     "tasks": 1,
     "evaluate": 1,
     "report": 1,

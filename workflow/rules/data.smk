@@ -104,7 +104,7 @@ rule tokenize_part:
         f"{LOGS}/tokenize_part/{{part}}.log",
     params:
         stage_version=STAGE_VERSIONS["token_part"],
-        corpus_part=lambda wildcards, input: [f"--corpus-part {path}" for path in [input.corpus_part] if path],
+        corpus_part=f"--corpus-part {RESULTS}/corpus/parts/{{part}}" if CORPUS else "",
     threads: 2
     conda:
         ENVIRONMENT

@@ -19,7 +19,7 @@ from openspectra.artifacts import Artifact, write_json
 from openspectra.config import TokenPartConfig, TokensConfig
 from openspectra.data.corpus import parts_of, role_of
 from openspectra.data.documents import Document, iterate
-from openspectra.data.shards import ShardWriter, dtype_for, sha256_of_range
+from openspectra.data.shards import INDEX_COLUMNS, ShardWriter, dtype_for, sha256_of_range
 from openspectra.data.sources import data_folder
 from openspectra.data.tokenizer import end_of_text_id, fingerprint, load_tokenizer
 from openspectra.errors import DamagedArtifactError, OpenSpectraError
@@ -133,6 +133,7 @@ class Tokens:
         self._shards = [Shard(**row) for row in rows]
         self._parts = {role: artifact.folder / parent.path for role, parent in artifact.manifest.parents.items()}
         self._open: dict[int, np.memmap] = {}
+        self._last_index: dict[int, Any] = {}
         for shard in self._shards:
             self._check_size(shard)
 
@@ -156,7 +157,9 @@ class Tokens:
 
     def trace(self, indices: np.ndarray, sequence_length: int) -> list[list[Span]]:
         """Return for each sample the documents that its `sequence_length + 1` tokens come from, in order."""
-        return [self._spans(int(i) * sequence_length, sequence_length + 1) for i in indices]
+        order = np.argsort(np.asarray(indices), kind="stable")  # one index in memory at a time
+        spans = {i: self._spans(int(indices[i]) * sequence_length, sequence_length + 1) for i in order.tolist()}
+        return [spans[i] for i in range(len(spans))]
 
     def _slice(self, start: int, length: int) -> np.ndarray:
         pieces = [
@@ -173,9 +176,11 @@ class Tokens:
             row = int(np.searchsorted(index["first_token"], begin, side="right")) - 1
             end = begin + count
             while begin < end:
-                document_first, document_tokens = int(index["first_token"][row]), int(index["num_tokens"][row])
+                document_id, source, document_first, document_tokens = (
+                    index[name][row].as_py() for name in INDEX_COLUMNS
+                )
                 taken = min(end, document_first + document_tokens) - begin
-                span = Span(index["document_id"][row], index["source"][row], begin - document_first, taken)
+                span = Span(document_id, source, begin - document_first, taken)
                 if spans and spans[-1][:2] == span[:2] and sum(spans[-1][2:]) == span.first_token:
                     spans[-1] = spans[-1]._replace(num_tokens=spans[-1].num_tokens + taken)  # crossed into this shard
                 else:
@@ -205,15 +210,18 @@ class Tokens:
             )
         return self._open[number]
 
-    def _index_of(self, number: int) -> dict[str, Any]:
+    def _index_of(self, number: int):
+        """Return the index of a shard, a `pyarrow.Table` of `INDEX_COLUMNS`; the last one is kept."""
         import pyarrow.parquet
 
+        if number in self._last_index:
+            return self._last_index[number]
         shard = self._shards[number]
         path = self._parts[shard.part] / shard.index
         if not path.is_file() or sha256_of_range(path, 0, path.stat().st_size) != shard.index_sha256:
             raise DamagedArtifactError(f"{path}: missing or altered; {self._remedy(shard)}")
-        table = pyarrow.parquet.read_table(path)
-        return {name: table[name].to_numpy() for name in table.column_names}
+        self._last_index = {number: pyarrow.parquet.read_table(path)}
+        return self._last_index[number]
 
     def _check_size(self, shard: Shard) -> None:
         path = self._path(shard)
