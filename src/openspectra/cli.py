@@ -31,6 +31,7 @@ Train = Annotated[Path, typer.Option("--train", help="Token shards of the train 
 Valid = Annotated[Path, typer.Option("--valid", help="Token shards of the valid split.")]
 Model = Annotated[Path, typer.Option("--model", help="Model artifact.")]
 Artifacts = Annotated[list[Path], typer.Argument(help="Artifact folders.")]
+Sources = Annotated[Path, typer.Option("--sources", help="Artifact that lists what was read.")]
 Part = Annotated[int, typer.Option("--part", min=0, help="Number of the part.")]
 
 
@@ -55,21 +56,32 @@ def read(config: Config, out: Out, job: Annotated[int, typer.Option("--job", min
 
 
 @app.command()
-def part(config: Config, out: Out, sources: Artifacts, part: Part = 0, log: Log = None) -> None:
+def sources(config: Config, out: Out, jobs: Artifacts, log: Log = None) -> None:
+    """List what the jobs of all sources read."""
+    from openspectra.config import SourcesConfig
+    from openspectra.data.corpus import list_sources
+
+    _run_stage("sources", SourcesConfig, config, out, log, {}, list_sources, many=jobs)
+
+
+@app.command()
+def part(config: Config, out: Out, sources: Sources, part: Part = 0, log: Log = None) -> None:
     """Remove duplicates from one part of the corpus, sample the mixture, divide into train, valid and test."""
     from openspectra.config import PartConfig
     from openspectra.data.corpus import build_part
 
-    _run_stage("part", PartConfig, config, out, log, {}, build_part, many=sources, update={"part": part})
+    parents = {"sources": (sources, "sources")}
+    _run_stage("part", PartConfig, config, out, log, parents, build_part, update={"part": part})
 
 
 @app.command()
-def corpus(config: Config, out: Out, artifacts: Artifacts, log: Log = None) -> None:
-    """Join sources and parts to the corpus, with its data card; every document accounted for."""
+def corpus(config: Config, out: Out, sources: Sources, parts: Artifacts, log: Log = None) -> None:
+    """Join all parts to the corpus, with its data card; every document accounted for."""
     from openspectra.config import CorpusConfig
     from openspectra.data.corpus import build_corpus
 
-    _run_stage("corpus", CorpusConfig, config, out, log, {}, build_corpus, many=artifacts)
+    parents = {"sources": (sources, "sources")}
+    _run_stage("corpus", CorpusConfig, config, out, log, parents, build_corpus, many=parts)
 
 
 @app.command()

@@ -135,6 +135,8 @@ class FilesSource(SourceConfig):
     )
     """Paths or patterns; given by split, the documents keep that split, else it follows from their hash."""
     text_field: str = "text"
+    where: dict[str, str] = {}
+    """Fields (`meta.set` for one inside another) and the value each must have: other rows are not of this source."""
 
 
 class HubSource(SourceConfig):
@@ -149,6 +151,8 @@ class HubSource(SourceConfig):
     split: str | Annotated[dict[Split, str], Field(min_length=1)] = "train"
     """The hub's split; given by split of ours, the documents keep it, else it follows from their hash."""
     text_field: str = "text"
+    where: dict[str, str] = {}
+    """As for files."""
 
 
 Source = Annotated[StdlibSource | FilesSource | HubSource, Field(discriminator="adapter")]
@@ -198,6 +202,12 @@ class ReadConfig(Config):
     min_characters: PositiveInt
     max_document_bytes: PositiveInt
     num_parts: PositiveInt
+
+
+class SourcesConfig(Config):
+    """All sources of a corpus, as read."""
+
+    sources: list[SourceName]
 
 
 class PartConfig(Config):

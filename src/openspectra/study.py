@@ -30,6 +30,7 @@ from openspectra.config import (
     ReportConfig,
     Seed,
     SizeLabel,
+    SourcesConfig,
     Split,
     TasksConfig,
     TokenFilesConfig,
@@ -275,13 +276,14 @@ class Study(Config):
         corpus = self.corpus
         weights = {name: source.weight for name, source in corpus.sources.items() if source.weight}
         for name, source in corpus.sources.items():
-            configs[f"sources/{name}"] = ReadConfig(
+            configs[f"sources/parts/{name}"] = ReadConfig(
                 name=name,
                 source=source,
                 min_characters=corpus.min_characters,
                 max_document_bytes=corpus.max_document_bytes,
                 num_parts=corpus.num_parts,
             )
+        configs["sources"] = SourcesConfig(sources=list(corpus.sources))
         configs["corpus/parts"] = PartConfig(
             num_parts=corpus.num_parts,
             weights=weights or None,

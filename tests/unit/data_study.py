@@ -7,7 +7,7 @@ import numpy as np
 
 from openspectra.artifacts import Artifact, open_artifact, write_artifact
 from openspectra.config import Config
-from openspectra.data.corpus import build_corpus, build_part, role_of
+from openspectra.data.corpus import build_corpus, build_part, list_sources, role_of
 from openspectra.data.read import read_source
 from openspectra.data.token_files import index_token_file
 from openspectra.data.tokenizer import build_tokenizer
@@ -44,19 +44,22 @@ class DataStudy:
         self.study, self.folder = study, folder
         self.configs = study.data_configs
 
-    def read(self) -> list[Artifact]:
-        return [
-            self._make(f"sources/{name}/{job}", "source", self._config(f"sources/{name}", job=job), read_source)
+    def read(self) -> Artifact:
+        jobs = [
+            self._make(
+                f"sources/parts/{name}/{job}", "source", self._config(f"sources/parts/{name}", job=job), read_source
+            )
             for name, job in self.study.source_jobs
         ]
+        return self._make("sources", "sources", self._config("sources"), list_sources, *jobs)
 
     def corpus(self) -> Artifact:
         sources = self.read()
         parts = [
-            self._make(f"corpus/parts/{n}", "part", self._config("corpus/parts", part=n), build_part, *sources)
+            self._make(f"corpus/parts/{n}", "part", self._config("corpus/parts", part=n), build_part, sources)
             for n in range(self.study.num_parts)
         ]
-        return self._make("corpus", "corpus", self._config("corpus"), build_corpus, *sources, *parts)
+        return self._make("corpus", "corpus", self._config("corpus"), build_corpus, sources, *parts)
 
     def tokenizer(self, *corpus: Artifact) -> Artifact:
         return self._make("tokenizer", "tokenizer", self._config("tokenizer"), build_tokenizer, *corpus)
@@ -77,7 +80,9 @@ class DataStudy:
 
     def _make(self, path: str, stage: str, config: Config, function, *inputs: Artifact) -> Artifact:
         roles = {
-            role_of(artifact) if artifact.manifest.stage in ("source", "part", "token_part") else artifact.manifest.stage: artifact
+            role_of(artifact)
+            if artifact.manifest.stage in ("source", "part", "token_part")
+            else artifact.manifest.stage: artifact
             for artifact in inputs
         }
         with write_artifact(self.folder / path, stage, config, roles) as draft:

@@ -21,7 +21,18 @@ from openspectra.errors import ConfigError, OpenSpectraError
 
 MAX_BYTES = 5_000_000
 EVERYTHING = dict.fromkeys(
-    "damaged_file invalid_json missing_field null wrong_type invalid_utf8 lone_surrogate empty too_long".split(), "skip"
+    [
+        "damaged_file",
+        "invalid_json",
+        "missing_field",
+        "null",
+        "wrong_type",
+        "invalid_utf8",
+        "lone_surrogate",
+        "empty",
+        "too_long",
+    ],
+    "skip",
 )
 
 
@@ -145,7 +156,7 @@ def test_hostile_files_are_read_to_the_end_and_counted(tmp_path, data_folder):
     assert counts["skipped"] == dict(problems)
     assert counts["read"] == counts["kept"] + counts["duplicates"] + sum(problems.values())
     assert counts["kept"] + counts["duplicates"] == kept + 60
-    with (tmp_path / "made/sources/files/0/skipped.csv").open() as file:
+    with (tmp_path / "made/sources/parts/files/0/skipped.csv").open() as file:
         listed = list(csv.DictReader(file))
     assert Counter(row["problem"] for row in listed) == problems
     assert {"place": "long_line.jsonl:1", "problem": "too_long"} in listed
@@ -164,7 +175,9 @@ def test_hostile_files_are_read_to_the_end_and_counted(tmp_path, data_folder):
 def test_dirty_document_fails_by_default_with_place_and_remedy(tmp_path, data_folder, name, content, place, what, key):
     (data_folder / name).write_bytes(content)
     with pytest.raises(OpenSpectraError) as caught:
-        DataStudy(study_of(corpus=corpus_of(sources={"s": {"adapter": "files", "files": ["*"]}})), tmp_path / "m").read()
+        DataStudy(
+            study_of(corpus=corpus_of(sources={"s": {"adapter": "files", "files": ["*"]}})), tmp_path / "m"
+        ).read()
     message = str(caught.value)
     assert message.startswith(f"{place}: ") and what in message and f"corpus.sources.s.dirty.{key}: skip" in message
     assert "\n" not in message
@@ -225,6 +238,17 @@ def test_wrong_files_are_refused(data_folder, files, message):
     with pytest.raises(ConfigError) as caught:
         read(files=files)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_where_takes_the_rows_of_one_subset(data_folder, ending):
+    rows = [{"text": f"text {n}", "meta": {"set": "abc"[n % 3]}} for n in range(9)]
+    if ending == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), data_folder / "a.parquet")
+    else:
+        (data_folder / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert [text for _, text, _ in read(where={"meta.set": "b"})] == ["text 1", "text 4", "text 7"]
+    assert read(where={"meta.set": "b"})[1][0] == f"a.{ending}:5"
 
 
 def test_parquet_without_the_column_names_those_it_has(data_folder):

@@ -17,9 +17,9 @@ rule write_config:
 rule read_source:
     """Read one job's share of a source. Of all rules this one alone may need the network."""
     input:
-        config=f"{RESULTS}/configs/sources/{{source}}.json",
+        config=f"{RESULTS}/configs/sources/parts/{{source}}.json",
     output:
-        f"{RESULTS}/sources/{{source}}/{{job}}/manifest.json",
+        f"{RESULTS}/sources/parts/{{source}}/{{job}}/manifest.json",
     log:
         f"{LOGS}/read_source/{{source}}/{{job}}.log",
     params:
@@ -32,10 +32,28 @@ rule read_source:
         "openspectra read --config {input.config} --job {wildcards.job} --out $(dirname {output}) --log {log}"
 
 
+rule list_sources:
+    input:
+        config=f"{RESULTS}/configs/sources.json",
+        jobs=SOURCE_JOBS,
+    output:
+        f"{RESULTS}/sources/manifest.json",
+    log:
+        f"{LOGS}/list_sources.log",
+    params:
+        stage_version=STAGE_VERSIONS["sources"],
+    conda:
+        ENVIRONMENT
+    message:
+        "sources"
+    shell:
+        "openspectra sources --config {input.config} --out $(dirname {output}) --log {log} {input.jobs}"
+
+
 rule build_part:
     input:
         config=f"{RESULTS}/configs/corpus/parts.json",
-        sources=SOURCES,
+        sources=f"{RESULTS}/sources/manifest.json",
     output:
         f"{RESULTS}/corpus/parts/{{part}}/manifest.json",
     log:
@@ -47,15 +65,15 @@ rule build_part:
     message:
         "corpus, part {wildcards.part}"
     shell:
-        "openspectra part --config {input.config} --part {wildcards.part} --out $(dirname {output}) --log {log}"
-        " {input.sources}"
+        "openspectra part --config {input.config} --sources {input.sources} --part {wildcards.part}"
+        " --out $(dirname {output}) --log {log}"
 
 
 rule build_corpus:
     input:
         config=f"{RESULTS}/configs/corpus.json",
-        sources=SOURCES,
-        parts=[f"{RESULTS}/corpus/parts/{part}/manifest.json" for part in range(STUDY.num_parts)],
+        sources=f"{RESULTS}/sources/manifest.json",
+        parts=CORPUS_PARTS,
     output:
         f"{RESULTS}/corpus/manifest.json",
     log:
@@ -67,7 +85,8 @@ rule build_corpus:
     message:
         "corpus"
     shell:
-        "openspectra corpus --config {input.config} --out $(dirname {output}) --log {log} {input.sources} {input.parts}"
+        "openspectra corpus --config {input.config} --sources {input.sources} --out $(dirname {output}) --log {log}"
+        " {input.parts}"
 
 
 rule build_tokenizer:

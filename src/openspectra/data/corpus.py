@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from openspectra.artifacts import Artifact, write_json
-from openspectra.config import CorpusConfig, PartConfig
+from openspectra.config import CorpusConfig, PartConfig, SourcesConfig
 from openspectra.data.documents import BucketWriter, Document, DocumentWriter, RawDocument, iterate, write_documents
 from openspectra.errors import OpenSpectraError
 
@@ -27,7 +27,22 @@ MAX_SLICES = 500
 CARD = "data_card.json"
 
 
-def build_part(config: PartConfig, *sources: Artifact, folder: Path) -> dict[str, Any]:
+def list_sources(config: SourcesConfig, *jobs: Artifact, folder: Path) -> dict[str, Any]:
+    """Return what the jobs of all sources read: their counts, and bytes of clean text, by source.
+
+    The artifact has no files; its parents are the jobs, so that a part of the corpus needs to name one artifact only.
+    """
+    sources = {name: {"read": 0, "documents": 0, "skipped": Counter(), "bytes": 0} for name in config.sources}
+    for job in jobs:
+        source, metrics = sources[job.manifest.config["name"]], job.manifest.metrics
+        source["read"] += metrics["counts"]["read"]
+        source["documents"] += metrics["counts"]["documents"]
+        source["skipped"].update(metrics["counts"]["skipped"])
+        source["bytes"] += metrics["bytes"]
+    return {name: source | {"skipped": dict(sorted(source["skipped"].items()))} for name, source in sources.items()}
+
+
+def build_part(config: PartConfig, sources: Artifact, folder: Path) -> dict[str, Any]:
     """Write `train.parquet`, `valid.parquet`, `test.parquet` of one part, ordered by hash; return the counts by source.
 
     documents = kept + duplicates + not_sampled, for every source. Raises `OpenSpectraError` for a part too large.
@@ -36,7 +51,7 @@ def build_part(config: PartConfig, *sources: Artifact, folder: Path) -> dict[str
     counts: dict[str, Counter] = defaultdict(Counter)
     card = {split: defaultdict(_Card) for split in SPLITS}
     writers = {split: DocumentWriter(folder / f"{split}.parquet") for split in SPLITS}
-    for slice_path in _slices(config, sources, folder):
+    for slice_path in _slices(config, sources.parents("source"), folder):
         last = None
         for split, document in sorted(
             ((_split_of(raw, config), raw) for raw in iterate(slice_path, RawDocument)),
@@ -64,14 +79,13 @@ def build_part(config: PartConfig, *sources: Artifact, folder: Path) -> dict[str
     }
 
 
-def build_corpus(config: CorpusConfig, *artifacts: Artifact, folder: Path) -> dict[str, Any]:
+def build_corpus(config: CorpusConfig, sources: Artifact, *parts: Artifact, folder: Path) -> dict[str, Any]:
     """Check that sources and parts balance, write `test.parquet` and the data card; return the counts.
 
     read = kept + duplicates + skipped, for every source. Raises `OpenSpectraError` where a split would be empty.
     """
-    sources = [artifact for artifact in artifacts if artifact.manifest.stage == "source"]
-    parts = parts_of(artifacts, "part")
-    counts = {name: _balance(name, sources, parts) for name in config.sources}
+    parts = parts_of(parts, "part")
+    counts = {name: _balance(name, sources.manifest.metrics[name], parts) for name in config.sources}
     card = {
         name: {
             "license": source.license,
@@ -172,24 +186,22 @@ def _position(document_hash: str, digit: int) -> float:
     return int(document_hash[digit : digit + 8], 16) / 2**32
 
 
-def _shares(config: PartConfig, sources: Iterable[Artifact]) -> dict[str, float]:
+def _shares(config: PartConfig, sources: Artifact) -> dict[str, float]:
     """Return the share of each source's documents that the sample holds.
 
     By weights, the bytes that are kept of the sources stand in the ratio of the weights; the source that runs out
     first is taken up to `sample_fraction`.
     """
-    size = Counter()
-    for source in sources:
-        size[source.manifest.config["name"]] += source.manifest.metrics["bytes"]
+    size = {name: source["bytes"] for name, source in sources.manifest.metrics.items()}
     if config.weights is None:
         return dict.fromkeys(size, config.sample_fraction)
     wanted = {name: config.weights[name] / size[name] for name in size if size[name]}
     return {name: config.sample_fraction * share / max(wanted.values()) for name, share in wanted.items()}
 
 
-def _slices(config: PartConfig, sources: Iterable[Artifact], folder: Path) -> Iterator[Path]:
+def _slices(config: PartConfig, jobs: list[Artifact], folder: Path) -> Iterator[Path]:
     """Yield files of raw documents that together are the part: one narrow range of hashes each, in their order."""
-    size = sum(source.manifest.metrics["part_bytes"][config.part] for source in sources)
+    size = sum(job.manifest.metrics["part_bytes"][config.part] for job in jobs)
     count = max(1, math.ceil(size / SLICE_BYTES))
     if count > MAX_SLICES:
         raise OpenSpectraError(
@@ -199,21 +211,17 @@ def _slices(config: PartConfig, sources: Iterable[Artifact], folder: Path) -> It
     with TemporaryDirectory(dir=folder) as scratch:
         writer = BucketWriter(Path(scratch), config.num_parts * count, first=config.part * count, count=count)
         name = f"{config.part:05d}.parquet"
-        for source in sources:
-            if any(record.path == name for record in source.manifest.files):
-                for document in iterate(source.file(name), RawDocument):
+        for job in jobs:
+            if any(record.path == name for record in job.manifest.files):
+                for document in iterate(job.file(name), RawDocument):
                     writer.add(document)
         writer.close()
         yield from (bucket.path for bucket in writer.writers if bucket.path.exists())
 
 
-def _balance(name: str, sources: Iterable[Artifact], parts: Iterable[Artifact]) -> dict[str, Any]:
+def _balance(name: str, source: dict[str, Any], parts: Iterable[Artifact]) -> dict[str, Any]:
     """Return read, kept, duplicates and skipped (by reason) of one source. Raises `OpenSpectraError` if they disagree."""
-    read, skipped = 0, Counter()
-    for source in sources:
-        if source.manifest.config["name"] == name:
-            read += source.manifest.metrics["counts"]["read"]
-            skipped.update(source.manifest.metrics["counts"]["skipped"])
+    read, skipped = source["read"], Counter(source["skipped"])
     placed = sum((Counter(part.manifest.metrics["counts"].get(name, {})) for part in parts), Counter())
     if placed["not_sampled"]:
         skipped["not_sampled"] = placed["not_sampled"]

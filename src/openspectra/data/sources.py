@@ -80,11 +80,10 @@ def matching_files(pattern: str) -> list[Path]:
     return sorted(path for path in data_folder().glob(pattern) if path.is_file())
 
 
-def read_rows(path: Path, field: str, max_bytes: int, name: str) -> Iterator[Row]:
+def read_rows(path: Path, source: FilesSource, max_bytes: int, name: str) -> Iterator[Row]:
     """Yield the rows of one local file; `name` stands for it in places."""
-    reader = _format(path)
     try:
-        yield from reader(path, field, max_bytes, name)
+        yield from _format(path)(path, source, max_bytes, name)
     except (OSError, EOFError, zlib.error, ValueError) as error:  # pyarrow's errors are OSError and ValueError
         if getattr(error, "errno", None) is not None:
             raise OpenSpectraError(
@@ -99,13 +98,13 @@ def _stdlib_rows(config: ReadConfig) -> Iterator[Row]:
     # _sysconfigdata holds the paths of the machine that built the interpreter
     paths = [path for path in paths if not path.name.startswith("_sysconfigdata")]
     for path in paths[config.job :: config.source.num_jobs]:
-        yield from _text(path, "", config.max_document_bytes, path.relative_to(root).as_posix())
+        yield from _text(path, config.source, config.max_document_bytes, path.relative_to(root).as_posix())
 
 
 def _file_rows(config: ReadConfig) -> Iterator[Row]:
     for path, split in input_files(config):
         name = path.relative_to(data_folder()).as_posix()
-        for row in read_rows(path, config.source.text_field, config.max_document_bytes, name):
+        for row in read_rows(path, config.source, config.max_document_bytes, name):
             yield row._replace(split=split)
 
 
@@ -125,17 +124,17 @@ def _hub_rows(config: ReadConfig) -> Iterator[Row]:
                 ]
             )
         for number, row in enumerate(rows.shard(source.num_jobs, config.job), 1):
-            place = f"{source.path}/{hub_split}:{number}"
-            yield _field(place, row, source.text_field)._replace(split=split)
+            if _is_taken(row, source):
+                yield _field(f"{source.path}/{hub_split}:{number}", row, source)._replace(split=split)
 
 
-def _text(path: Path, field: str, max_bytes: int, name: str) -> Iterator[Row]:
+def _text(path: Path, source: StdlibSource | FilesSource, max_bytes: int, name: str) -> Iterator[Row]:
     with _open(path) as file:
         content = file.read(max_bytes + 1).removeprefix(BOM).replace(b"\r\n", b"\n")
     yield Row(name, content)
 
 
-def _json_lines(path: Path, field: str, max_bytes: int, name: str) -> Iterator[Row]:
+def _json_lines(path: Path, source: FilesSource, max_bytes: int, name: str) -> Iterator[Row]:
     number = 0
     with _open(path) as file:
         while line := file.readline(max_bytes + 1):
@@ -143,47 +142,70 @@ def _json_lines(path: Path, field: str, max_bytes: int, name: str) -> Iterator[R
             place, long = f"{name}:{number}", len(line) > max_bytes
             while long and line and not line.endswith(b"\n"):
                 line = file.readline(max_bytes + 1)
-            yield Row(place, None, problem="too_long") if long else _json(place, line, field)
+            row = Row(place, None, problem="too_long") if long else _json(place, line, source)
+            if row:
+                yield row
 
 
-def _json(place: str, line: bytes, field: str) -> Row:
+def _json(place: str, line: bytes, source: FilesSource) -> Row | None:
+    """Return the row of a line; None where it belongs to another source."""
     line = line.removeprefix(BOM) if place.endswith(":1") else line
     if not line.strip():
         return Row(place, "")
     try:
-        return _field(place, json.loads(line.decode()), field)
+        content = json.loads(line.decode())
     except UnicodeDecodeError:
         return Row(place, None, problem="invalid_utf8")
     except (ValueError, RecursionError):
         return Row(place, None, problem="invalid_json")
+    return _field(place, content, source) if _is_taken(content, source) else None
 
 
-def _field(place: str, row: Any, field: str) -> Row:
+def _is_taken(row: Any, source: FilesSource | HubSource) -> bool:
+    for path, wanted in source.where.items():
+        value = row
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value != wanted:
+            return False
+    return True
+
+
+def _field(place: str, row: Any, source: FilesSource | HubSource) -> Row:
     if not isinstance(row, dict):
         return Row(place, None, problem="wrong_type")
+    field = source.text_field
     return Row(place, row[field]) if field in row else Row(place, None, problem="missing_field")
 
 
-def _parquet(path: Path, field: str, max_bytes: int, name: str) -> Iterator[Row]:
+def _parquet(path: Path, source: FilesSource, max_bytes: int, name: str) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
+    field, keys = source.text_field, [path.split(".")[0] for path in source.where]
     with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
-        if field not in file.schema_arrow.names:
-            raise ConfigError([f"{path}: no column {field!r}; it has {file.schema_arrow.names}. Set `text_field`."])
-        is_text = pyarrow.types.is_string(kind := file.schema_arrow.field(field).type) or pyarrow.types.is_large_string(
-            kind
+        schema = file.schema_arrow
+        missing = [name for name in (field, *keys) if name not in schema.names]
+        if missing:
+            raise ConfigError(
+                [f"{path}: no column {missing[0]!r}; it has {schema.names}. Set `text_field` or `where`."]
+            )
+        is_text = pyarrow.types.is_string(schema.field(field).type) or pyarrow.types.is_large_string(
+            schema.field(field).type
         )
         number = 0
-        for batch in file.iter_batches(PARQUET_ROWS, columns=[field]):
-            column = batch.column(0)
+        for batch in file.iter_batches(PARQUET_ROWS, columns=[field, *keys]):
+            column = batch.column(field)
             # as bytes, because Parquet promises UTF-8 and does not check it
-            for value in (column.cast(pyarrow.large_binary()) if is_text else column).to_pylist():
+            values = (column.cast(pyarrow.large_binary()) if is_text else column).to_pylist()
+            rows = batch.select(keys).to_pylist() if keys else [{}] * len(values)
+            for value, row in zip(values, rows, strict=True):
                 number += 1
-                yield Row(f"{name}:{number}", value)
+                if _is_taken(row, source):
+                    yield Row(f"{name}:{number}", value)
 
 
-def _format(path: Path) -> Callable[[Path, str, int, str], Iterator[Row]] | None:
+def _format(path: Path) -> Callable[[Path, FilesSource, int, str], Iterator[Row]] | None:
     suffixes = path.suffixes[-2:] if path.suffix in (".gz", ".zst") else [path.suffix]
     plain = {".txt": _text, ".jsonl": _json_lines} | ({} if len(suffixes) == 2 else {".parquet": _parquet})
     return plain.get(suffixes[0])
