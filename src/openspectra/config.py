@@ -178,8 +178,8 @@ class CorpusConfig(Config):
     """Share of the documents that are kept, by hash of their text; of a mixture, of its fullest source."""
     min_characters: PositiveInt = 1
     """Shorter documents are left out and counted."""
-    max_document_bytes: Annotated[int, Field(ge=1, le=100_000_000)] = 10_000_000
-    """Longer documents, or lines of JSON, are dirty: `too_long`."""
+    max_document_bytes: Annotated[int, Field(ge=1, le=100_000_000)] = 5_000_000
+    """Longer documents, or lines of JSON, are dirty: `too_long`. The tokenizer needs 140 bytes of memory for each."""
     num_parts: Annotated[int, Field(ge=1, le=1000)] = 1
     """Parts of the corpus, by hash of the documents: as many jobs de-duplicate and tokenize in parallel."""
     benchmarks: dict[SourceName, BenchmarkFiles] = {}

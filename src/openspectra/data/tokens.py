@@ -6,7 +6,7 @@ parts in order, and `Tokens` reads them. Every document ends with the end-of-tex
 
 import bisect
 import json
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -24,10 +24,11 @@ from openspectra.data.sources import data_folder
 from openspectra.data.tokenizer import end_of_text_id, fingerprint, load_tokenizer
 from openspectra.errors import DamagedArtifactError, OpenSpectraError
 
-BATCH_CHARACTERS = 2_000_000
-"""Text handed to the tokenizer at a time: enough to keep its threads busy, and about 100 MB of its results."""
-BATCHES_IN_FLIGHT = 2
-"""One batch is encoded while the ids of the one before are written."""
+BATCH_CHARACTERS = 1_000_000
+"""Text handed to the tokenizer at a time, enough to keep its threads busy."""
+CHARACTERS_IN_FLIGHT = 2_000_000
+"""Text in the tokenizer at a time, but for a longer document: one batch is encoded while the one before is written.
+The tokenizer needs some 140 bytes of memory for each."""
 SHARDS = "shards.json"
 
 
@@ -86,14 +87,18 @@ def build_tokens(config: TokensConfig, tokenizer: Artifact, *others: Artifact, f
 
 def encoded(encoder, documents: Iterator[Document]) -> Iterator[tuple[Document, list[int]]]:
     """Yield every document with its token ids, in order; the next batch is encoded meanwhile."""
-    with ThreadPoolExecutor(BATCHES_IN_FLIGHT) as pool:
-        waiting = []
+    with ThreadPoolExecutor(2) as pool:
+        waiting, characters = deque(), 0
         for batch in _batches(documents):
-            waiting.append((batch, pool.submit(encoder.encode_batch_fast, [document.text for document in batch])))
-            if len(waiting) > BATCHES_IN_FLIGHT:
-                yield from _results(*waiting.pop(0))
-        for entry in waiting:
-            yield from _results(*entry)
+            size = sum(len(document.text) for document in batch)
+            while waiting and characters + size > CHARACTERS_IN_FLIGHT:
+                characters -= waiting[0][1]
+                yield from _results(*waiting.popleft())
+            texts = [document.text for document in batch]
+            waiting.append((batch, size, pool.submit(encoder.encode_batch_fast, texts)))
+            characters += size
+        while waiting:
+            yield from _results(*waiting.popleft())
 
 
 class Span(NamedTuple):
@@ -243,15 +248,15 @@ class Tokens:
 def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
     batch, characters = [], 0
     for document in documents:
-        batch.append(document)
-        characters += len(document.text)
-        if characters >= BATCH_CHARACTERS:
+        if batch and characters + len(document.text) > BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
+        batch.append(document)
+        characters += len(document.text)
     if batch:
         yield batch
 
 
-def _results(batch: list[Document], encodings) -> Iterator[tuple[Document, list[int]]]:
+def _results(batch: list[Document], size: int, encodings) -> Iterator[tuple[Document, list[int]]]:
     for document, encoding in zip(batch, encodings.result(), strict=True):
         yield document, encoding.ids
