@@ -38,7 +38,8 @@ rule all:
 # The stages by name: `snakemake --cores all pretrain` builds what is missing up to there.
 rule corpus:
     input:
-        f"{RESULTS}/corpus/manifest.json",
+        CORPUS,
+        CONTAMINATION,
 
 
 rule tokens:

@@ -27,7 +27,7 @@ from openspectra.errors import DamagedArtifactError
 from openspectra.stage_versions import STAGE_VERSIONS
 
 MANIFEST = "manifest.json"
-UNHASHED = {"run.json", "speed.jsonl", "checkpoints", ".staging", "lock", "owner.json"}
+UNHASHED = {"run.json", "speed.jsonl", "checkpoints", ".staging", "lock", "owner.json", "parts"}
 """What may lie beside a manifest without being part of the artifact."""
 RECORDED_PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "datasets", "gptqmodel", "lm_eval", "numpy")
 
@@ -79,6 +79,18 @@ class Artifact:
         raise DamagedArtifactError(
             f"{self.folder / name}: not listed in {MANIFEST}; rerun the {self.manifest.stage} stage."
         )
+
+    def parents(self, stage: str) -> list["Artifact"]:
+        """Return the parents of one stage. Raises `DamagedArtifactError` where one is missing or was made anew since."""
+        found = []
+        for parent in self.manifest.parents.values():
+            artifact = open_artifact(self.folder / parent.path)
+            if artifact.sha256 != parent.sha256:
+                raise DamagedArtifactError(
+                    f"{artifact.folder / MANIFEST}: not the one that {self.folder} was made from; run the workflow again."
+                )
+            found.append(artifact)
+        return [artifact for artifact in found if artifact.manifest.stage == stage]
 
     def verify(self) -> None:
         """Check every file. Raises `DamagedArtifactError` naming the first that differs."""

@@ -7,7 +7,7 @@ Every stage reads a resolved config and artifact folders, and writes one artifac
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +32,8 @@ Train = Annotated[Path, typer.Option("--train", help="Token shards of the train 
 Valid = Annotated[Path, typer.Option("--valid", help="Token shards of the valid split.")]
 Model = Annotated[Path, typer.Option("--model", help="Model artifact.")]
 Artifacts = Annotated[list[Path], typer.Argument(help="Artifact folders.")]
+Sources = Annotated[Path, typer.Option("--sources", help="Artifact that lists what was read.")]
+Part = Annotated[int, typer.Option("--part", min=0, help="Number of the part.")]
 
 
 @app.command()
@@ -46,35 +48,126 @@ def check(study: Annotated[Path, typer.Argument(help="Study file (YAML).")]) -> 
 
 
 @app.command()
-def corpus(config: Config, out: Out, log: Log = None) -> None:
-    """Read documents and divide them into train, valid and test."""
-    from openspectra.config import CorpusConfig
-    from openspectra.data.corpus import build_corpus
+def read(config: Config, out: Out, job: Annotated[int, typer.Option("--job", min=0)] = 0, log: Log = None) -> None:
+    """Read one job's share of a source: the only step that may touch the network."""
+    from openspectra.config import ReadConfig
+    from openspectra.data.read import read_source
 
-    _run_stage("corpus", CorpusConfig, config, out, log, {}, build_corpus)
+    _run_stage("source", ReadConfig, config, out, log, {}, read_source, update={"job": job})
 
 
 @app.command()
-def tokenizer(config: Config, out: Out, corpus: Corpus, threads: Threads = 1, log: Log = None) -> None:
+def sources(config: Config, out: Out, jobs: Artifacts, log: Log = None) -> None:
+    """List what the jobs of all sources read."""
+    from openspectra.config import SourcesConfig
+    from openspectra.data.corpus import list_sources
+
+    _run_stage("sources", SourcesConfig, config, out, log, {}, list_sources, many=jobs)
+
+
+@app.command()
+def part(config: Config, out: Out, sources: Sources, part: Part = 0, log: Log = None) -> None:
+    """Remove duplicates from one part of the corpus, sample the mixture, divide into train, valid and test."""
+    from openspectra.config import PartConfig
+    from openspectra.data.corpus import build_part
+
+    parents = {"sources": (sources, "sources")}
+    _run_stage("part", PartConfig, config, out, log, parents, build_part, update={"part": part})
+
+
+@app.command()
+def corpus(config: Config, out: Out, sources: Sources, parts: Artifacts, log: Log = None) -> None:
+    """Join all parts to the corpus, with its data card; every document accounted for."""
+    from openspectra.config import CorpusConfig
+    from openspectra.data.corpus import build_corpus
+
+    parents = {"sources": (sources, "sources")}
+    _run_stage("corpus", CorpusConfig, config, out, log, parents, build_corpus, many=parts)
+
+
+@app.command()
+def tokenizer(
+    config: Config,
+    out: Out,
+    corpus: Annotated[Path | None, typer.Option("--corpus", help="Corpus artifact; none for ready tokens.")] = None,
+    threads: Threads = 1,
+    log: Log = None,
+) -> None:
     """Train a byte-level BPE on the train split, or load one."""
     from openspectra.config import TokenizerConfig
     from openspectra.data.tokenizer import build_tokenizer
 
     _set_threads(threads)
-    _run_stage("tokenizer", TokenizerConfig, config, out, log, {"corpus": (corpus, "corpus")}, build_tokenizer)
+    parents = {"corpus": (corpus, "corpus")} if corpus else {}
+    _run_stage("tokenizer", TokenizerConfig, config, out, log, parents, build_tokenizer)
+
+
+@app.command()
+def tokenize(
+    config: Config,
+    out: Out,
+    tokenizer: Tokenizer,
+    corpus_part: Annotated[Path | None, typer.Option("--corpus-part", help="Part of the corpus.")] = None,
+    part: Part = 0,
+    threads: Threads = 1,
+    log: Log = None,
+) -> None:
+    """Turn one part of the corpus into token shards, or index one ready token file."""
+    from openspectra.config import TokenFilesConfig, TokenPartConfig
+    from openspectra.data.token_files import index_token_file
+    from openspectra.data.tokens import build_token_part
+
+    _set_threads(threads)
+    parents = ({"part": (corpus_part, "part")} if corpus_part else {}) | {"tokenizer": (tokenizer, "tokenizer")}
+    config_type, run = (TokenPartConfig, build_token_part) if corpus_part else (TokenFilesConfig, index_token_file)
+    _run_stage("token_part", config_type, config, out, log, parents, run, update={"part": part})
 
 
 @app.command()
 def tokens(
-    config: Config, out: Out, corpus: Corpus, tokenizer: Tokenizer, threads: Threads = 1, log: Log = None
+    parts: Annotated[list[Path] | None, typer.Argument(help="Token parts.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="Resolved config of this stage (JSON).")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the artifact to write.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", help="Tokenizer artifact.")] = None,
+    corpus: Annotated[Path | None, typer.Option("--corpus", help="Corpus artifact; none for ready tokens.")] = None,
+    log: Log = None,
+    study: Annotated[
+        str | None, typer.Option("--study", help="Instead: show text that models of this study read.")
+    ] = None,
+    step: Annotated[int | None, typer.Option("--step", help="With --study: the step whose text to print.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="With --study: the model, where batches differ.")] = None,
 ) -> None:
-    """Turn one split into token shards."""
+    """List the token shards of one split over all parts, in order; or print the text of one training step."""
+    if study is not None and step is not None:
+        _print_step(study, step, model)
+        return
+    if not (config and out and tokenizer and parts):
+        raise typer.BadParameter("give --config, --out, --tokenizer and parts; or --study and --step.")
     from openspectra.config import TokensConfig
     from openspectra.data.tokens import build_tokens
 
-    _set_threads(threads)
-    parents = {"corpus": (corpus, "corpus"), "tokenizer": (tokenizer, "tokenizer")}
-    _run_stage("tokens", TokensConfig, config, out, log, parents, build_tokens)
+    parents = {"tokenizer": (tokenizer, "tokenizer")} | ({"corpus": (corpus, "corpus")} if corpus else {})
+    _run_stage("tokens", TokensConfig, config, out, log, parents, build_tokens, many=parts)
+
+
+@app.command()
+def contamination(
+    config: Config,
+    out: Out,
+    corpus: Corpus,
+    tasks: Annotated[Path | None, typer.Option("--tasks", help="Artifact of built benchmarks.")] = None,
+    threads: Threads = 1,
+    log: Log = None,
+) -> None:
+    """Look for the 13-grams of benchmark items in the train split, and list the hits."""
+    from openspectra.config import ContaminationConfig
+    from openspectra.data.contamination import check_contamination
+
+    def run(config, *parents, folder):
+        return check_contamination(config, *parents, folder=folder, num_processes=threads)
+
+    parents = {"corpus": (corpus, "corpus")} | ({"tasks": (tasks, "tasks")} if tasks else {})
+    _run_stage("contamination", ContaminationConfig, config, out, log, parents, run)
 
 
 @app.command()
@@ -265,17 +358,49 @@ def _session(log: Path | None, rank: int = 0):
         yield
 
 
-def _run_stage(stage: str, config_type: type, config: Path, out: Path, log: Path | None, parents: dict, run: Callable):
-    """Read config and parents (path and stage by role), run the stage into a draft, publish it in `out`."""
+def _run_stage(
+    stage: str,
+    config_type: type,
+    config: Path,
+    out: Path,
+    log: Path | None,
+    parents: dict,
+    run: Callable,
+    many: Sequence[Path] = (),
+    update: dict | None = None,
+):
+    """Read config and parents, run the stage into a draft, publish it in `out`.
+
+    `parents` gives path and stage by role; `many` are parts, which know their role. `update` goes into the config.
+    """
     from openspectra.artifacts import open_artifact, write_artifact
     from openspectra.config import read_config
+    from openspectra.data.corpus import role_of
 
     with _session(log):
-        resolved = read_config(config_type, config)
+        resolved = read_config(config_type, config).model_copy(update=update)
         opened = {role: open_artifact(path, parent_stage) for role, (path, parent_stage) in parents.items()}
+        opened |= {role_of(artifact): artifact for artifact in map(open_artifact, many)}
         with write_artifact(out, stage, resolved, opened) as draft:
             draft.metrics |= run(resolved, *opened.values(), folder=draft.folder)
         logger.info("%s: done, in %s", stage, out)
+
+
+def _print_step(study: str, step: int, model: str | None) -> None:
+    from openspectra.artifacts import open_artifact
+    from openspectra.data.steps import describe_step
+    from openspectra.errors import ConfigError
+    from openspectra.study import load_study
+
+    runs = load_study(Path("studies", f"{study}.yaml")).pretrained
+    if model is None and len({run.global_batch_size for run in runs.values()}) > 1:
+        raise ConfigError([f"--model: batches of study {study} differ by family; name one of {', '.join(runs)}."])
+    if model is not None and model not in runs:
+        raise ConfigError([f"--model: {model!r} is not trained in study {study}; name one of {', '.join(runs)}."])
+    results = Path("results", study)
+    train, tokenizer = open_artifact(results / "tokens/train", "tokens"), open_artifact(results / "tokenizer")
+    for line in describe_step(runs[model or next(iter(runs))], step, train, tokenizer):
+        typer.echo(line)
 
 
 def _set_threads(threads: int) -> None:

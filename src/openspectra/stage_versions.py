@@ -5,12 +5,17 @@ manifest, so artifacts of two versions are never taken for each other.
 """
 
 STAGE_VERSIONS = {
-    "corpus": 1,
-    "tokenizer": 1,
-    "tokens": 1,
+    "source": 1,
+    "sources": 1,
+    "part": 1,
+    "corpus": 2,
+    "tokenizer": 2,
+    "token_part": 1,
+    "tokens": 2,
+    "contamination": 1,
     "pretrain": 2,
     "checkpoint": 1,
-    "quantize": 1,
+    "quantize": 2,
     "tasks": 1,
     "evaluate": 1,
     "report": 2,

@@ -8,29 +8,35 @@ import itertools
 import math
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from openspectra.config import (
     Bits,
     Config,
+    ContaminationConfig,
     CorpusConfig,
     EvaluateConfig,
     FamilyName,
     Fraction,
     LlamaShape,
+    PartConfig,
     PositiveInt,
     Precision,
     PretrainConfig,
     QuantizeConfig,
     Rate,
+    ReadConfig,
     ReportConfig,
     Seed,
     SizeLabel,
+    SourcesConfig,
     Split,
     TasksConfig,
+    TokenFilesConfig,
     TokenizerConfig,
+    TokenPartConfig,
     TokensConfig,
     describe_problems,
     validate,
@@ -135,6 +141,8 @@ class QuantizationConfig(Config):
     """Weights of a row that share a scale, by width; -1: the whole row."""
     num_calibration_samples: PositiveInt
     calibration_sequence_length: PositiveInt
+    num_calibration_sets: PositiveInt = 1
+    """Disjoint sets per width: the first gives `quantlm/<size>-<bits>bit`, the others `...-c1`, `...-c2`."""
 
     @model_validator(mode="after")
     def _complete(self):
@@ -157,7 +165,12 @@ class Study(Config):
     title: str
     seed: Seed
     """Seeds the initial draw and the order of text (equal for all families), calibration, tasks and resampling."""
-    corpus: CorpusConfig
+    base: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")] | None = None
+    """Study whose top-level keys hold where this file does not give them."""
+    corpus: CorpusConfig | None = None
+    """Text; or give `token_files`."""
+    token_files: TokenFilesConfig | None = None
+    """Text that is tokens already, in place of `corpus`."""
     tokenizer: TokenizerConfig
     training: TrainingConfig
     families: Annotated[dict[FamilyName, FamilyConfig], Field(min_length=1)]
@@ -167,6 +180,18 @@ class Study(Config):
     """Left out in a sweep, which must not see the test split."""
     num_resamples: PositiveInt = 2000
     """Bootstrap resamples of test documents behind every interval of the report."""
+
+    @model_validator(mode="after")
+    def _text_is_given(self):
+        if (self.corpus is None) == (self.token_files is None):
+            raise ValueError("give `corpus` (text) or `token_files` (ready tokens), and not both.")
+        if self.token_files and not self.tokenizer.file:
+            raise ValueError("`token_files` need `tokenizer.file`, the tokenizer that made them; name it.")
+        if self.token_files and self.evaluation and self.evaluation.built_tasks:
+            raise ValueError(
+                "evaluation.built_tasks needs `corpus`, from whose test split it builds; drop one of them."
+            )
+        return self
 
     @model_validator(mode="after")
     def _sizes_exist(self):
@@ -220,21 +245,23 @@ class Study(Config):
             return {}
         parents = [parent for parent in map(ModelId.parse, self.pretrained) if parent.family == "floatlm"]
         ids = [
-            str(ModelId(QUANTLM, parent.size, parent.variant, bits=bits))
+            str(ModelId(QUANTLM, parent.size, parent.variant, bits=bits, calibration=number or None))
             for parent in parents
             for bits in self.quantization.bits
+            for number in range(self.quantization.num_calibration_sets)
         ]
         return {model_id: self.quantize_config(model_id) for model_id in ids}
 
     def quantize_config(self, model_id: str) -> QuantizeConfig:
         """Return the resolved config of a QuantLM, of a final model or of a checkpoint (`quantlm/99M@1000-4bit`)."""
-        section, bits = self.quantization, ModelId.parse(model_id).bits
+        section, model = self.quantization, ModelId.parse(model_id)
         return QuantizeConfig(
             model_id=model_id,
-            bits=bits,
-            group_size=section.group_size[bits],
+            bits=model.bits,
+            group_size=section.group_size[model.bits],
             num_calibration_samples=section.num_calibration_samples,
             calibration_sequence_length=section.calibration_sequence_length,
+            calibration_set=model.calibration or 0,
             seed=self.seed,
         )
 
@@ -248,9 +275,53 @@ class Study(Config):
         """Splits that become token shards: the test split is read as text, by the tasks alone."""
         return ["train", "valid"]
 
-    def tokens_config(self, split: Split) -> TokensConfig:
-        """Return the resolved config of one split's token shards."""
-        return TokensConfig(split=split)
+    @property
+    def source_jobs(self) -> list[tuple[str, int]]:
+        """Source and number of every job that reads text."""
+        sources = self.corpus.sources if self.corpus else {}
+        return [(name, job) for name, source in sources.items() for job in range(source.num_jobs)]
+
+    @property
+    def num_parts(self) -> int:
+        """Parts that are tokenized in parallel."""
+        return self.corpus.num_parts if self.corpus else len(self.token_files.parts)
+
+    @property
+    def checks_contamination(self) -> bool:
+        """Whether there is text, and a benchmark to look for in it."""
+        built = self.evaluation and self.evaluation.built_tasks
+        return bool(self.corpus and (self.corpus.benchmarks or built))
+
+    @property
+    def data_configs(self) -> dict[str, Config]:
+        """Resolved configs of sources, corpus, tokenizer and tokens; jobs and parts of one kind share theirs."""
+        configs: dict[str, Config] = {"tokenizer": self.tokenizer}
+        configs |= {f"tokens/{split}": TokensConfig(split=split) for split in self.splits}
+        if self.token_files:
+            return configs | {"tokens/parts": self.token_files}
+        corpus = self.corpus
+        weights = {name: source.weight for name, source in corpus.sources.items() if source.weight}
+        for name, source in corpus.sources.items():
+            configs[f"sources/parts/{name}"] = ReadConfig(
+                name=name,
+                source=source,
+                min_characters=corpus.min_characters,
+                max_document_bytes=corpus.max_document_bytes,
+                num_parts=corpus.num_parts,
+            )
+        configs["sources"] = SourcesConfig(sources=list(corpus.sources))
+        configs["corpus/parts"] = PartConfig(
+            num_parts=corpus.num_parts,
+            weights=weights or None,
+            valid_fraction=corpus.valid_fraction,
+            test_fraction=corpus.test_fraction,
+            sample_fraction=corpus.sample_fraction,
+        )
+        configs["corpus"] = corpus
+        configs["tokens/parts"] = TokenPartConfig(splits=self.splits)
+        if self.checks_contamination:
+            configs["contamination"] = ContaminationConfig(benchmarks=corpus.benchmarks)
+        return configs
 
     def report_config(self, name: str) -> ReportConfig:
         """Return the resolved config of the report of the study called `name`."""
@@ -303,7 +374,7 @@ def load_study(path: Path) -> Study:
 
     Raises `ConfigError` with all problems found, each naming file, key, value and remedy.
     """
-    study = validate(Study, read_yaml(path), str(path))
+    study = validate(Study, _with_base(path), str(path))
     problems = []
     for resolve in (lambda: study.pretrained, lambda: study.quantized):
         try:
@@ -327,9 +398,7 @@ def rates_tables(study: Study) -> list[str]:
 
 def resolved_configs(study: Study, name: str) -> dict[str, Config]:
     """Return every stage config of the study called `name`, by the path of its artifact below `results/<name>`."""
-    configs: dict[str, Config] = {"corpus": study.corpus, "tokenizer": study.tokenizer}
-    configs |= {f"tokens/{split}": study.tokens_config(split) for split in study.splits}
-    configs |= study.pretrained | study.quantized
+    configs = study.data_configs | study.pretrained | study.quantized
     if study.evaluation:
         if study.evaluation.built_tasks:
             configs["tasks"] = study.evaluation.built_tasks
@@ -341,6 +410,18 @@ def rate_label(rate: float) -> str:
     """Return a rate as it stands in model ids: 0.004 -> `4e-3`."""
     mantissa, exponent = f"{rate:.6e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def _with_base(path: Path) -> Any:
+    """Return the content of a study file on top of its base; a key set to null takes the base's away."""
+    content = read_yaml(path)
+    base = content.get("base") if isinstance(content, dict) else None
+    if not isinstance(base, str):
+        return content
+    below = read_yaml(path.parent / f"{base}.yaml")
+    if not isinstance(below, dict) or "base" in below:
+        raise ConfigError([f"{path}: base: {base!r} must be a study that stands on no other; name its base."])
+    return below | content
 
 
 def _group_size_problems(path: Path, label: str, row: SizeConfig, section: QuantizationConfig | None) -> list[str]:

@@ -35,7 +35,7 @@ from openspectra.training.matrices import means_by_step
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import DatasetInput, Metric, Run
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 """MLflow's own default, so that plain `mlflow ui` in the project's folder shows the study."""
@@ -46,6 +46,9 @@ CURVES = ("train.csv", "valid.csv")
 MAX_FILE_BYTES = 5_000_000
 """Larger files stay where they are; their names and hashes stand in the manifest, which is logged."""
 MAX_LINKS = 8
+DIGEST_LENGTH = 36
+"""The longest digest of a data set that MLflow takes."""
+DATA_SET_PROFILE = ("counts", "documents", "bytes", "num_tokens", "num_documents", "dtype", "tokenizer_sha256")
 LOCK_SECONDS = 600
 CONNECT_SECONDS = 5
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -199,8 +202,25 @@ def _fill(
     client.log_batch(run_id, _metrics(artifact, times), params, [RunTag(key, value) for key, value in tags.items()])
     for path in _small_files(artifact):
         client.log_artifact(run_id, str(path))
+    if artifact.manifest.stage in ("corpus", "tokens"):
+        client.log_inputs(run_id, datasets=[_data_set(artifact)])
     client.set_terminated(run_id, "FINISHED", end_time=times[1])
     client.set_tag(run_id, COMPLETE_TAG, "true")
+
+
+def _data_set(artifact: Artifact) -> "DatasetInput":
+    """Return a corpus, or a split of tokens, as MLflow's data set: its identity is the hash of the manifest."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    config, metrics = artifact.manifest.config, artifact.manifest.metrics
+    data_set = Dataset(
+        name=artifact_id(artifact),
+        digest=artifact.sha256[:DIGEST_LENGTH],
+        source_type="openspectra",
+        source=json.dumps({"manifest_sha256": artifact.sha256, "sources": sorted(config.get("sources", {}))}),
+        profile=json.dumps({key: value for key, value in metrics.items() if key in DATA_SET_PROFILE}),
+    )
+    return DatasetInput(data_set, [InputTag("mlflow.data.context", config.get("split", "all splits"))])
 
 
 def _supersede(client: "MlflowClient", run_id: str, namesakes: list["Run"]) -> None:
@@ -322,7 +342,7 @@ def _small_files(artifact: Artifact) -> Iterator[Path]:
     if (artifact.folder / "run.json").is_file():
         yield artifact.folder / "run.json"
     for record in artifact.manifest.files:
-        if record.path.endswith((".csv", ".html")) and record.bytes <= MAX_FILE_BYTES:
+        if record.path.endswith((".csv", ".html", "data_card.json")) and record.bytes <= MAX_FILE_BYTES:
             yield artifact.file(record.path)
 
 

@@ -17,7 +17,7 @@ from openspectra.config import (
     LlamaShape,
     PretrainConfig,
     QuantizeConfig,
-    StdlibCorpus,
+    StdlibSource,
     TasksConfig,
     TokenizerConfig,
     TokensConfig,
@@ -54,7 +54,9 @@ class FakeStudy:
 
     def add_data(self) -> None:
         """Add corpus, tokenizer, tokens and tasks."""
-        corpus = CorpusConfig(documents=StdlibCorpus(source="python_stdlib"), valid_fraction=0.1, test_fraction=0.2)
+        corpus = CorpusConfig(
+            sources={"stdlib": StdlibSource(adapter="python_stdlib")}, valid_fraction=0.1, test_fraction=0.2
+        )
         counts = {"train": 700, "valid": 100, "test": 200}
         self.add("corpus", "corpus", corpus, {}, lambda draft: draft.metrics.update(documents=counts, bytes=counts))
         self.add(

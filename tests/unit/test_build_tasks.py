@@ -42,7 +42,7 @@ def module_text(number: int) -> str:
 def make_corpus(folder: Path, texts: list[str]) -> Artifact:
     """Write a corpus whose test split holds `texts`, its train split other ones."""
     config = CorpusConfig.model_validate(
-        {"documents": {"source": "python_stdlib"}, "valid_fraction": 0.1, "test_fraction": 0.1}
+        {"sources": {"stdlib": {"adapter": "python_stdlib"}}, "valid_fraction": 0.1, "test_fraction": 0.1}
     )
     with write_artifact(folder, "corpus", config, {}) as draft:
         write_documents(documents_of(texts), draft.folder / "test.parquet")

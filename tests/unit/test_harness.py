@@ -67,7 +67,7 @@ def evaluated(project, model, tasks) -> Path:
 
 
 def make_tasks(folder: Path, corpus_folder: Path, texts: list[str], seed: int) -> Artifact:
-    corpus_config = {"documents": {"source": "python_stdlib"}, "valid_fraction": 0.1, "test_fraction": 0.1}
+    corpus_config = {"sources": {"stdlib": {"adapter": "python_stdlib"}}, "valid_fraction": 0.1, "test_fraction": 0.1}
     with write_artifact(corpus_folder, "corpus", CorpusConfig.model_validate(corpus_config), {}) as draft:
         documents = [Document(hashlib.sha256(text.encode()).hexdigest()[:16], text, "a") for text in texts]
         write_documents(documents, draft.folder / "test.parquet")

@@ -1,5 +1,6 @@
 """The sync into a real MLflow store on SQLite: complete, idempotent, and safe to kill."""
 
+import json
 import shutil
 import socket
 import time
@@ -194,3 +195,13 @@ def test_userinfo_is_taken_out_of_every_uri():
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
+
+
+def test_corpus_and_tokens_are_data_sets(study, store):
+    track(list(study.artifacts.values()), EXPERIMENT, store.uri)
+    (corpus,) = store.run("corpus").inputs.dataset_inputs
+    assert corpus.dataset.digest == study.artifacts["corpus"].sha256[:36]
+    assert json.loads(corpus.dataset.profile)["documents"] == {"train": 700, "valid": 100, "test": 200}
+    (train,) = store.run("tokens/train").inputs.dataset_inputs
+    assert (train.dataset.name, train.tags[0].value) == ("tokens/train", "train")
+    assert json.loads(train.dataset.profile)["num_tokens"] == 3_000_000

@@ -189,7 +189,7 @@ def damage(path: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "damaged", "stage"),
     [
-        ("flip", "tokens/train/00000.bin", "pretrain"),
+        ("flip", "tokens/parts/0/train-00000.bin", "pretrain"),
         ("truncate", "floatlm/2L/model.safetensors", "quantize"),
         ("flip", "trilm/2L/model.safetensors", "evaluate"),
     ],
@@ -236,13 +236,15 @@ def test_bad_arguments_exit_with_2(tiny, tmp_path, arguments, message):
 
 def test_test_split_is_refused_by_training(tiny_copy):
     results = tiny_copy / "results/tiny"
-    config = tiny_copy / "test.json"
-    config.write_text(json.dumps({"split": "test", "tokens_per_shard": 1000}))
-    parents = ("--corpus", f"{results}/corpus", "--tokenizer", f"{results}/tokenizer")
-    made = run(
-        "openspectra", "tokens", "--config", str(config), *parents, "--out", f"{results}/tokens/test", cwd=tiny_copy
-    )
-    assert made.returncode == 0, made.stdout
+    part, parents = f"{results}/tokens/parts/1", ("--tokenizer", f"{results}/tokenizer")
+    (tiny_copy / "part.json").write_text(json.dumps({"splits": ["test"]}))
+    (tiny_copy / "test.json").write_text(json.dumps({"split": "test"}))
+    for command in (
+        ("tokenize", "--config", "part.json", "--corpus-part", f"{results}/corpus/parts/0", "--out", part),
+        ("tokens", "--config", "test.json", "--out", f"{results}/tokens/test", part),
+    ):
+        made = run("openspectra", *command, *parents, cwd=tiny_copy)
+        assert made.returncode == 0, made.stdout
     inputs = ("--config", f"{results}/configs/trilm/2L.json", "--train", f"{results}/tokens/train")
     inputs += ("--valid", f"{results}/tokens/test", "--tokenizer", f"{results}/tokenizer", "--out", "x")
     finished = run("openspectra", "pretrain", *inputs, cwd=tiny_copy)

@@ -22,6 +22,11 @@ RESULTS = f"results/{NAME}"
 REPORTS = f"reports/{NAME}"
 LOGS = f"logs/{NAME}"
 CONFIGS = resolved_configs(STUDY, NAME)
+SOURCE_JOBS = [f"{RESULTS}/sources/parts/{name}/{job}/manifest.json" for name, job in STUDY.source_jobs]
+CORPUS_PARTS = [f"{RESULTS}/corpus/parts/{part}/manifest.json" for part in range(STUDY.num_parts)]
+CORPUS = [f"{RESULTS}/corpus/manifest.json"] if STUDY.corpus else []  # none where the text is tokens already
+TOKEN_PARTS = [f"{RESULTS}/tokens/parts/{part}/manifest.json" for part in range(STUDY.num_parts)]
+CONTAMINATION = [f"{RESULTS}/contamination/manifest.json"] if STUDY.checks_contamination else []
 MODELS = expand(f"{RESULTS}/{{model}}/manifest.json", model=STUDY.models)
 SUITES = STUDY.evaluation.suites if STUDY.evaluation else {}
 EVALUATIONS = expand(f"{RESULTS}/evaluation/{{model}}/{{suite}}/manifest.json", model=STUDY.models, suite=SUITES)
@@ -41,6 +46,9 @@ QUANTIZED = "|".join(map(with_steps, STUDY.quantized)) or "none"
 
 wildcard_constraints:
     path="|".join([*map(re.escape, CONFIGS), QUANTIZED]),
+    source="|".join(STUDY.corpus.sources if STUDY.corpus else ["none"]),
+    job=r"\d+",
+    part=r"\d+",
     split="|".join(STUDY.splits),
     pretrained=PRETRAINED,
     step=r"\d+",

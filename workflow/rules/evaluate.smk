@@ -1,7 +1,7 @@
 rule build_tasks:
     input:
         config=f"{RESULTS}/configs/tasks.json",
-        corpus=f"{RESULTS}/corpus/manifest.json",
+        corpus=CORPUS,
     output:
         f"{RESULTS}/tasks/manifest.json",
     log:

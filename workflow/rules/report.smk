@@ -1,8 +1,9 @@
 REPORTED = [
-    f"{RESULTS}/corpus/manifest.json",
+    *CORPUS,
     f"{RESULTS}/tokenizer/manifest.json",
     *expand(f"{RESULTS}/tokens/{{split}}/manifest.json", split=STUDY.splits),
     *BUILT_TASKS,
+    *CONTAMINATION,
     *MODELS,
     *EVALUATIONS,
 ]

@@ -15,7 +15,7 @@ def sequence_at(n: np.ndarray, num_sequences: int, seed: int) -> np.ndarray:
     Each pass over the text is a permutation of its own: pass e uses the key (seed, e).
     """
     epochs, positions = np.divmod(np.asarray(n, dtype=np.uint64), np.uint64(num_sequences))
-    keys = _mix(np.uint64(seed) ^ _mix(epochs + np.uint64(1)))
+    keys = mix(np.uint64(seed) ^ mix(epochs + np.uint64(1)))
     half = np.uint64(max(1, ((num_sequences - 1).bit_length() + 1) // 2))
     result = _feistel(positions, keys, half)
     while (outside := result >= num_sequences).any():  # cycle walking: the block is at most four times too large
@@ -28,11 +28,11 @@ def _feistel(value: np.ndarray, key: np.ndarray, half: np.uint64) -> np.ndarray:
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = value >> half, value & mask
     for number in range(ROUNDS):
-        left, right = right, left ^ (_mix(right ^ _mix(key + np.uint64(number))) & mask)
+        left, right = right, left ^ (mix(right ^ mix(key + np.uint64(number))) & mask)
     return (left << half) | right
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def mix(x: np.ndarray) -> np.ndarray:
     """The finalizer of splitmix64: every input bit reaches every output bit."""
     with np.errstate(over="ignore"):
         x = x + np.uint64(0x9E3779B97F4A7C15)

@@ -1,21 +1,31 @@
 """The tokenizer: a byte-level BPE trained on the train split, or a ready `tokenizer.json`."""
 
 import json
+import shutil
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from openspectra.artifacts import Artifact, write_json
 from openspectra.config import TokenizerConfig
-from openspectra.data.corpus import read_documents
+from openspectra.data.corpus import documents_of
+from openspectra.data.sources import data_folder
 from openspectra.errors import ConfigError, OpenSpectraError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 """What every model folder carries, so that the loaders of the outside world find a tokenizer beside the weights."""
+MEASURED_DOCUMENTS = 1000
+"""Documents of the valid split that compression is measured on."""
 
 
-def build_tokenizer(config: TokenizerConfig, corpus: Artifact, folder: Path) -> dict[str, Any]:
-    """Write `tokenizer.json` and `tokenizer_config.json`; return vocabulary size and compression on the valid split."""
-    tokenizer = _load(config) if config.file else _train(config, corpus.file("train.parquet"))
+def build_tokenizer(config: TokenizerConfig, *corpus: Artifact, folder: Path) -> dict[str, Any]:
+    """Write `tokenizer.json` and `tokenizer_config.json`; return vocabulary size and compression on the valid split.
+
+    Without a corpus (ready token files) a tokenizer can only be loaded, and its compression is not known.
+    """
+    if not config.file and not corpus:
+        raise ConfigError(["tokenizer.file: ready token files need the tokenizer that made them; name it."])
+    tokenizer = _load(config) if config.file else _train(config, *corpus)
     if tokenizer.token_to_id(config.end_of_text) is None:
         raise ConfigError(
             [f"tokenizer.end_of_text: {config.end_of_text!r} is not in the vocabulary; name its end token."]
@@ -25,13 +35,19 @@ def build_tokenizer(config: TokenizerConfig, corpus: Artifact, folder: Path) -> 
         raise ConfigError(
             [f"tokenizer.vocab_size: the tokenizer has {size} entries, the config says {config.vocab_size}."]
         )
-    tokenizer.save(str(folder / "tokenizer.json"))
+    if config.file:  # as it is, so that its fingerprint stays the published one
+        shutil.copyfile(data_folder() / config.file, folder / "tokenizer.json")
+    else:
+        tokenizer.save(str(folder / "tokenizer.json"))
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), config.end_of_text)
     # the class name that both transformers 4 and 5 know
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special})
-    texts = [document.text for document in read_documents(corpus.file("valid.parquet"))]
-    num_tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch_fast(texts))
-    return {"vocab_size": size, "bytes_per_token": sum(len(text.encode()) for text in texts) / num_tokens}
+    return {"vocab_size": size} | (_compression(tokenizer, *corpus) if corpus else {})
+
+
+def fingerprint(tokenizer: Artifact) -> str:
+    """Return the sha256 of the `tokenizer.json` of a tokenizer artifact: what decides every token."""
+    return next(record.sha256 for record in tokenizer.manifest.files if record.path == "tokenizer.json")
 
 
 def load_tokenizer(tokenizer: Artifact):
@@ -47,7 +63,16 @@ def end_of_text_id(tokenizer: Artifact) -> int:
     return load_tokenizer(tokenizer).token_to_id(config["eos_token"])
 
 
-def _train(config: TokenizerConfig, train: Path):
+def _compression(tokenizer, corpus: Artifact) -> dict[str, float]:
+    """Return the mean bytes per token of the first documents of the valid split."""
+    num_bytes = num_tokens = 0
+    for document in islice(documents_of(corpus, "valid"), MEASURED_DOCUMENTS):
+        num_bytes += len(document.text.encode())
+        num_tokens += len(tokenizer.encode_batch_fast([document.text])[0].ids)
+    return {"bytes_per_token": num_bytes / num_tokens}
+
+
+def _train(config: TokenizerConfig, corpus: Artifact):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -59,16 +84,17 @@ def _train(config: TokenizerConfig, train: Path):
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((document.text for document in read_documents(train)), trainer)
+    tokenizer.train_from_iterator((document.text for document in documents_of(corpus, "train")), trainer)
     return tokenizer
 
 
 def _load(config: TokenizerConfig):
     from tokenizers import Tokenizer
 
-    if not Path(config.file).is_file():
-        raise ConfigError([f"tokenizer.file: {config.file}: no such file; put the tokenizer there."])
+    path = data_folder() / config.file
+    if not path.is_file():
+        raise ConfigError([f"tokenizer.file: {path}: no such file; put the tokenizer there or set OPENSPECTRA_DATA."])
     try:
-        return Tokenizer.from_file(config.file)
+        return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises plain Exception
-        raise OpenSpectraError(f"{config.file}: not a readable tokenizer.json ({error}); fetch it again.") from None
+        raise OpenSpectraError(f"{path}: not a readable tokenizer.json ({error}); fetch it again.") from None

@@ -13,7 +13,7 @@ from typing import Any
 
 from openspectra.artifacts import Artifact, write_csv
 from openspectra.config import QuantizeConfig
-from openspectra.data.order import sequence_at
+from openspectra.data.calibration import draw_calibration
 from openspectra.data.tokenizer import TOKENIZER_FILES
 from openspectra.data.tokens import Tokens
 from openspectra.errors import ConfigError, OpenSpectraError
@@ -39,19 +39,13 @@ def quantize(config: QuantizeConfig, model: Artifact, train: Artifact, folder: P
     model.verify()
     os.environ.update(SETTINGS)
     packed = folder / "gptq"
-    rows = _run_gptq(config, model.folder, _calibration(config, train), packed)
+    samples = draw_calibration(config, Tokens(train), folder / "calibration.csv").tolist()
+    rows = _run_gptq(config, model.folder, samples, packed)
     write_csv(folder / "layers.csv", rows[0], sorted(rows, key=lambda row: (row["layer"], row["module"])))
     _write_dense(packed, folder)
     for name in TOKENIZER_FILES:
         shutil.copyfile(model.file(name), folder / name)
     return _counts(config, model) | {"mean_layer_loss": sum(row["loss"] for row in rows) / len(rows)}
-
-
-def _calibration(config: QuantizeConfig, train: Artifact) -> list[list[int]]:
-    """Return the calibration sequences, drawn by seed from the train split."""
-    tokens, length = Tokens(train), config.calibration_sequence_length
-    indices = sequence_at(range(config.num_calibration_samples), tokens.num_sequences(length), config.seed)
-    return tokens.sequences(indices, length)[:, :-1].tolist()
 
 
 def _run_gptq(

@@ -8,7 +8,18 @@ from openspectra.artifacts import Artifact
 from openspectra.model.families import FAMILY_NAMES, load_family
 from openspectra.model_ids import ModelId
 
-STAGE_ORDER = ("corpus", "tokenizer", "tokens", "pretrain", "checkpoint", "quantize", "tasks", "evaluate", "report")
+STAGE_ORDER = (
+    "corpus",
+    "tokenizer",
+    "tokens",
+    "pretrain",
+    "checkpoint",
+    "quantize",
+    "tasks",
+    "contamination",
+    "evaluate",
+    "report",
+)
 """Stages from cause to effect."""
 KIND_ORDER = ("floatlm", "trilm", "bilm", "bitnet")
 """Families in the order of the legend; those that are not named here come after them."""

@@ -15,6 +15,7 @@ from openspectra.artifacts import Artifact
 from openspectra.config import ReportConfig
 from openspectra.model_ids import ModelId
 from openspectra.reporting import provenance, sections, sweep, tables, ternary, twins, views
+from openspectra.reporting.data_card import data_cards
 from openspectra.reporting.drawing import Drawing
 from openspectra.reporting.findings import findings
 from openspectra.reporting.load import Results, load_results
@@ -154,6 +155,7 @@ def _render(page: Page) -> str:
         results=page.results,
         facts=sections.headline(page.results, page.losses),
         settings=provenance.settings(page.results),
+        data_cards=data_cards(page.results.artifacts),
         assumptions=provenance.assumptions(),
         lineage=provenance.lineage(page.results.artifacts),
         commits=provenance.commits(page.results.artifacts),

@@ -1,0 +1,139 @@
+"""Tokenizing: the stage's speed as a share of the raw speed of `tokenizers`, and its peak memory.
+
+    python benchmarks/tokenizing.py --tokenizer data/tokenizer/20B_tokenizer.json data/corpora/*/train.parquet
+
+Both sides encode the same documents with the same threads, in turns and in processes of their own; raw is
+`encode_batch_fast` on texts in memory, ours goes from Parquet to finished shards with index and hashes. Ratios of one
+round are comparable on a quiet machine; on a shared one look at tokens per CPU second.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+RAW_BATCH = 256
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path, help="Parquet files with a column `text`")
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--megabytes", type=float, default=30, help="text per round")
+    parser.add_argument("--side", choices=("raw", "ours"), help=argparse.SUPPRESS)
+    parser.add_argument("--corpus", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        print(json.dumps({"raw": raw, "ours": ours}[options.side](options)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = make_part(options, Path(folder) / "part")
+        ratios = {"tokens_per_second": [], "tokens_per_cpu_second": []}
+        for number in range(options.rounds):
+            order = ("raw", "ours") if number % 2 == 0 else ("ours", "raw")
+            found = {side: run_side(side, corpus) for side in order}
+            for key, values in ratios.items():
+                values.append(found["ours"][key] / found["raw"][key])
+            print(
+                f"round {number + 1}: raw {found['raw']['tokens_per_second']:,.0f} tokens/s, "
+                f"ours {found['ours']['tokens_per_second']:,.0f}, {ratios['tokens_per_second'][-1]:.1%}; "
+                f"per CPU second {found['raw']['tokens_per_cpu_second']:,.0f} and "
+                f"{found['ours']['tokens_per_cpu_second']:,.0f}, {ratios['tokens_per_cpu_second'][-1]:.1%}; "
+                f"peak memory of ours {found['ours']['peak_megabytes']:,.0f} MB"
+            )
+    for key, values in ratios.items():
+        print(f"{key}: ours has {statistics.median(values):.1%} of the raw speed (median)")
+
+
+def make_part(options: argparse.Namespace, folder: Path) -> Path:
+    """Write the first `megabytes` of the files, in turns, as one part of a corpus."""
+    import pyarrow.parquet
+
+    from openspectra.artifacts import write_artifact
+    from openspectra.config import PartConfig
+    from openspectra.data.documents import Document, write_documents
+
+    texts, size = [], 0
+    columns = [pyarrow.parquet.read_table(path)["text"].to_pylist() for path in options.files]
+    for row in range(max(map(len, columns))):
+        for column in columns:
+            if row < len(column) and size < options.megabytes * 1e6:
+                texts.append(column[row])
+                size += len(column[row].encode())
+    config = PartConfig(num_parts=1, weights=None, valid_fraction=0, test_fraction=0, sample_fraction=1.0)
+    with write_artifact(folder, "part", config, {}) as draft:
+        documents = (Document(f"{n:016x}", text, "benchmark") for n, text in enumerate(texts))
+        write_documents(documents, draft.folder / "train.parquet")
+    print(f"{len(texts):,} documents, {size / 1e6:.1f} MB, {options.threads} threads")
+    return folder
+
+
+def run_side(side: str, corpus: Path) -> dict[str, float]:
+    command = [sys.executable, *sys.argv, "--side", side, "--corpus", str(corpus)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def raw(options: argparse.Namespace) -> dict[str, float]:
+    os.environ["RAYON_NUM_THREADS"] = str(options.threads)
+    import pyarrow.parquet
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(options.tokenizer))
+    texts = pyarrow.parquet.read_table(options.corpus / "train.parquet")["text"].to_pylist()
+    tokenizer.encode_batch_fast(texts[:RAW_BATCH])  # threads and caches are up
+    started, num_tokens = now(), 0
+    for first in range(0, len(texts), RAW_BATCH):
+        num_tokens += sum(map(len, tokenizer.encode_batch_fast(texts[first : first + RAW_BATCH])))
+    return measured(num_tokens, started)
+
+
+def ours(options: argparse.Namespace) -> dict[str, float]:
+    os.environ["RAYON_NUM_THREADS"] = str(options.threads)
+    from openspectra.artifacts import open_artifact, write_artifact
+    from openspectra.config import TokenizerConfig, TokenPartConfig
+    from openspectra.data.tokenizer import load_tokenizer
+    from openspectra.data.tokens import build_token_part
+
+    folder = options.corpus.parent
+    config = TokenizerConfig(vocab_size=1, file=None)
+    with write_artifact(folder / "tokenizer", "tokenizer", config, {}) as draft:
+        (draft.folder / "tokenizer.json").write_bytes(options.tokenizer.read_bytes())
+        (draft.folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    tokenizer, part = open_artifact(folder / "tokenizer"), open_artifact(options.corpus)
+    load_tokenizer(tokenizer).encode_batch_fast(["threads are up"] * RAW_BATCH)
+    config = TokenPartConfig(splits=["train"])
+    started = now()
+    with write_artifact(folder / "tokens", "token_part", config, {"part": part, "tokenizer": tokenizer}) as draft:
+        draft.metrics |= build_token_part(config, part, tokenizer, draft.folder)
+    return measured(draft.metrics["splits"]["train"]["num_tokens"], started)
+
+
+def now() -> tuple[float, float]:
+    """Return wall and CPU seconds; CPU seconds are those of all threads."""
+    return time.perf_counter(), time.process_time()
+
+
+def measured(num_tokens: int, started: tuple[float, float]) -> dict[str, float]:
+    seconds, cpu_seconds = (after - before for after, before in zip(now(), started, strict=True))
+    return {
+        "tokens_per_second": num_tokens / seconds,
+        "tokens_per_cpu_second": num_tokens / cpu_seconds,
+        "peak_megabytes": peak_megabytes(),
+    }
+
+
+def peak_megabytes() -> float:
+    """Return the peak of this process alone: `ru_maxrss` starts from what its parent held."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1000
+
+
+if __name__ == "__main__":
+    main()

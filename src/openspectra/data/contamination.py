@@ -1,0 +1,181 @@
+"""Benchmark items in the training text: 13 words in a row that both hold (GPT-3, arXiv 2005.14165, appendix C).
+
+Words are runs of letters and digits in lower case; everything else separates them. N-grams are compared as 64-bit
+hashes, and every hit is listed with its words, so that it can be read.
+"""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import chain
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from openspectra.artifacts import Artifact, write_csv
+from openspectra.config import ContaminationConfig
+from openspectra.data.documents import iterate
+from openspectra.data.order import mix
+from openspectra.data.sources import matching_files
+from openspectra.errors import ConfigError
+
+HIT_COLUMNS = ("benchmark", "item", "document_id", "source", "num_ngrams", "first_ngram")
+FILTER_BITS = 24
+
+
+class Ngrams(NamedTuple):
+    """The n-grams of all items: sorted hashes, and the number of the item each comes from; items may share some."""
+
+    hashes: np.ndarray
+    items: np.ndarray
+    filter: np.ndarray
+    """Whether some hash begins with these `FILTER_BITS` bits: rules out nearly all text at one look each."""
+    names: list[tuple[str, str]]
+    """Benchmark and name of each item."""
+
+
+def check_contamination(
+    config: ContaminationConfig, corpus: Artifact, *tasks: Artifact, folder: Path, num_processes: int = 1
+) -> dict[str, Any]:
+    """Write `hits.csv`, one row per item and train document that share an n-gram; return counts by benchmark.
+
+    `num_too_short` items have fewer words in every field than an n-gram has, and cannot be checked.
+    """
+    items = list(chain(_file_items(config), chain.from_iterable(map(_task_items, tasks))))
+    ngrams = index_items([texts for *_, texts in items], [entry[:2] for entry in items], config.ngram_words)
+    paths = [part.file("train.parquet") for part in corpus.parents("part")]
+    search = partial(_search, ngrams=ngrams, num_words=config.ngram_words)
+    if num_processes == 1 or len(paths) == 1:
+        hits = sorted(chain.from_iterable(map(search, paths)))
+    else:
+        with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
+            hits = sorted(chain.from_iterable(pool.map(search, paths)))
+    write_csv(folder / "hits.csv", HIT_COLUMNS, (dict(zip(HIT_COLUMNS, hit, strict=True)) for hit in hits))
+    found = Counter(benchmark for benchmark, _ in {hit[:2] for hit in hits})
+    total = Counter(benchmark for benchmark, *_ in items)
+    checked = Counter(ngrams.names[item][0] for item in _checked(items, config.ngram_words))
+    return {
+        name: {"num_items": total[name], "num_too_short": total[name] - checked[name], "num_found": found[name]}
+        for name in sorted(total)
+    }
+
+
+def index_items(texts: list[list[str]], names: list[tuple[str, str]], num_words: int) -> Ngrams:
+    """Return the n-grams of items, each given as the texts of its fields; no n-gram crosses from field to field."""
+    hashes, numbers = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+    for number, fields in enumerate(texts):
+        for field in fields:
+            hashes.append(ngram_hashes(field.encode(errors="replace"), num_words)[0])
+            numbers.append(np.full(len(hashes[-1]), number))
+    pairs = np.unique(np.rec.fromarrays([np.concatenate(hashes), np.concatenate(numbers)], names="hash,number"))
+    seen = np.zeros(2**FILTER_BITS, bool)
+    seen[pairs["hash"] >> np.uint64(64 - FILTER_BITS)] = True
+    return Ngrams(np.ascontiguousarray(pairs["hash"]), np.ascontiguousarray(pairs["number"]), seen, names)
+
+
+def ngram_hashes(text: bytes, num_words: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return a hash per n-gram (uint64), and the first byte and the end of each in `text` (UTF-8)."""
+    letters = _LETTERS[np.frombuffer(text, np.uint8)]
+    inside = letters > 0
+    starts = np.flatnonzero(inside & ~np.concatenate(([False], inside[:-1])))
+    ends = np.flatnonzero(inside & ~np.concatenate((inside[1:], [False]))) + 1
+    if len(starts) < num_words:
+        return np.empty(0, np.uint64), starts[:0], ends[:0]
+    lengths = ends - starts
+    position = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    values = letters[inside].astype(np.uint64) * mix(position.astype(np.uint64))
+    words = mix(np.add.reduceat(values, np.cumsum(lengths) - lengths) + lengths.astype(np.uint64))
+    count = len(words) - num_words + 1
+    hashes = np.zeros(count, np.uint64)
+    for offset in range(num_words):
+        hashes = mix(hashes ^ words[offset : offset + count])
+    return hashes, starts[:count], ends[num_words - 1 :]
+
+
+def _letters() -> np.ndarray:
+    """Return the lower-case letter or digit of each byte, 0 for all that separates words; bytes of UTF-8 are letters."""
+    table = np.zeros(256, np.uint8)
+    for byte in range(256):
+        if byte >= 128 or chr(byte).isalnum():
+            table[byte] = byte if byte >= 128 else ord(chr(byte).lower())
+    return table
+
+
+_LETTERS = _letters()
+
+
+def _search(path: Path, ngrams: Ngrams, num_words: int) -> list[tuple]:
+    hits = []
+    for document in iterate(path):
+        text = document.text.encode()
+        hashes, starts, ends = ngram_hashes(text, num_words)
+        candidates = np.flatnonzero(ngrams.filter[hashes >> np.uint64(64 - FILTER_BITS)])
+        if not len(candidates):
+            continue
+        first, last = (np.searchsorted(ngrams.hashes, hashes[candidates], side) for side in ("left", "right"))
+        places: dict[int, list[int]] = {}
+        for ngram, begin, end in zip(candidates.tolist(), first.tolist(), last.tolist(), strict=True):
+            for item in ngrams.items[begin:end].tolist():
+                places.setdefault(item, []).append(ngram)
+        for item, found in places.items():
+            words = " ".join(text[starts[found[0]] : ends[found[0]]].decode(errors="replace").split())
+            hits.append((*ngrams.names[item], document.id, document.source, len(found), words))
+    return hits
+
+
+def _checked(items: list[tuple[str, str, list[str]]], num_words: int) -> Iterator[int]:
+    for number, (*_, texts) in enumerate(items):
+        if any(len(ngram_hashes(text.encode(errors="replace"), num_words)[0]) for text in texts):
+            yield number
+
+
+def _file_items(config: ContaminationConfig) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield benchmark, item (`file:row`) and texts of every item of the benchmark files."""
+    for name, benchmark in config.benchmarks.items():
+        for pattern in benchmark.files:
+            paths = matching_files(pattern)
+            if not paths:
+                raise ConfigError(
+                    [f"corpus.benchmarks.{name}.files: no file matches {pattern!r}; put it into the data folder."]
+                )
+            for path in paths:
+                for number, row in enumerate(_rows(path), 1):
+                    unknown = set(benchmark.fields or ()) - set(row)
+                    if unknown:
+                        raise ConfigError(
+                            [f"corpus.benchmarks.{name}.fields: {path} has {sorted(row)}; got {sorted(unknown)}."]
+                        )
+                    row = {key: row[key] for key in benchmark.fields} if benchmark.fields else row
+                    yield name, f"{path.name}:{number}", list(_strings(row))
+
+
+def _task_items(tasks: Artifact) -> Iterator[tuple[str, str, list[str]]]:
+    for record in tasks.manifest.files:
+        if record.path.endswith(".jsonl"):
+            name = Path(record.path).stem
+            for row in _rows(tasks.file(record.path)):
+                yield name, row["item_id"], list(_strings(row))
+
+
+def _rows(path: Path) -> Iterable[dict[str, Any]]:
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        return pyarrow.parquet.read_table(path).to_pylist()
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file)) if path.suffix == ".csv" else [json.loads(line) for line in file]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield every text in an item, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from chain.from_iterable(map(_strings, value.values()))
+    elif isinstance(value, list):
+        yield from chain.from_iterable(map(_strings, value))

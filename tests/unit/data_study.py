@@ -1,0 +1,90 @@
+"""The data stages of a study, run in one process as the workflow would run them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openspectra.artifacts import Artifact, open_artifact, write_artifact
+from openspectra.config import Config
+from openspectra.data.corpus import build_corpus, build_part, list_sources, role_of
+from openspectra.data.read import read_source
+from openspectra.data.token_files import index_token_file
+from openspectra.data.tokenizer import build_tokenizer
+from openspectra.data.tokens import build_token_part, build_tokens
+from openspectra.strict_yaml import read_yaml
+from openspectra.study import Study
+
+ROOT = Path(__file__).parents[2]
+WORDS = ["def", "return", "x", "value", "import", "(", ")", ":", "\n    ", "=", "self", "naïve", "界"]
+
+
+def texts(count: int, seed: int = 0) -> list[str]:
+    """Return different texts of 80 words each."""
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, 80)) + f" {seed}.{number}" for number in range(count)]
+
+
+def study_of(**sections: Any) -> Study:
+    """Return the tiny study with other data sections."""
+    content = read_yaml(ROOT / "studies" / "tiny.yaml") | {"tokenizer": {"vocab_size": 280}} | sections
+    return Study.model_validate(content)
+
+
+def corpus_of(**keys: Any) -> dict[str, Any]:
+    """Return a corpus section of local files; `keys` replace what is given here."""
+    files = {"files": {"adapter": "files", "files": ["*.jsonl"]}}
+    return {"sources": files, "valid_fraction": 0.2, "test_fraction": 0.2} | keys
+
+
+class DataStudy:
+    """The artifacts of a study's data stages below `folder`."""
+
+    def __init__(self, study: Study, folder: Path):
+        self.study, self.folder = study, folder
+        self.configs = study.data_configs
+
+    def read(self) -> Artifact:
+        jobs = [
+            self._make(
+                f"sources/parts/{name}/{job}", "source", self._config(f"sources/parts/{name}", job=job), read_source
+            )
+            for name, job in self.study.source_jobs
+        ]
+        return self._make("sources", "sources", self._config("sources"), list_sources, *jobs)
+
+    def corpus(self) -> Artifact:
+        sources = self.read()
+        parts = [
+            self._make(f"corpus/parts/{n}", "part", self._config("corpus/parts", part=n), build_part, sources)
+            for n in range(self.study.num_parts)
+        ]
+        return self._make("corpus", "corpus", self._config("corpus"), build_corpus, sources, *parts)
+
+    def tokenizer(self, *corpus: Artifact) -> Artifact:
+        return self._make("tokenizer", "tokenizer", self._config("tokenizer"), build_tokenizer, *corpus)
+
+    def tokens(self, split: str = "train") -> Artifact:
+        corpus = [self.corpus()] if self.study.corpus else []
+        tokenizer = self.tokenizer(*corpus)
+        parts = []
+        for number in range(self.study.num_parts):
+            config = self._config("tokens/parts", part=number)
+            inputs = [open_artifact(self.folder / f"corpus/parts/{number}")] if corpus else []
+            stage = build_token_part if corpus else index_token_file
+            parts.append(self._make(f"tokens/parts/{number}", "token_part", config, stage, *inputs, tokenizer))
+        return self._make(f"tokens/{split}", "tokens", self._config(f"tokens/{split}"), build_tokens, tokenizer, *parts)
+
+    def _config(self, key: str, **update: int) -> Config:
+        return self.configs[key].model_copy(update=update)
+
+    def _make(self, path: str, stage: str, config: Config, function, *inputs: Artifact) -> Artifact:
+        roles = {
+            role_of(artifact)
+            if artifact.manifest.stage in ("source", "part", "token_part")
+            else artifact.manifest.stage: artifact
+            for artifact in inputs
+        }
+        with write_artifact(self.folder / path, stage, config, roles) as draft:
+            draft.metrics |= function(config, *inputs, folder=draft.folder)
+        return open_artifact(self.folder / path, stage)

@@ -1,0 +1,106 @@
+"""Planted benchmark items are found in the train split, all of them and nothing else."""
+
+import csv
+import json
+import random
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from data_study import DataStudy, corpus_of, study_of
+
+from openspectra.artifacts import open_artifact
+from openspectra.data.contamination import check_contamination, ngram_hashes
+from openspectra.data.corpus import documents_of
+from openspectra.errors import ConfigError
+
+WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrst"]
+
+
+def sentence(rng: random.Random, length: int) -> str:
+    return " ".join(rng.choice(WORDS) for _ in range(length))
+
+
+def plain_ngrams(text: str, num_words: int) -> set[tuple[str, ...]]:
+    """Return the n-grams of an ASCII text as words: the slow and obvious way."""
+    words = "".join(c.lower() if c.isalnum() else " " for c in text).split()
+    return {tuple(words[i : i + num_words]) for i in range(len(words) - num_words + 1)}
+
+
+@pytest.fixture
+def data_folder(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    monkeypatch.setenv("OPENSPECTRA_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+def check(tmp_path, num_parts: int = 2, num_processes: int = 1, fields: list[str] | None = None):
+    benchmark = {"files": ["bench.parquet"], "fields": fields}
+    section = corpus_of(benchmarks={"bench": benchmark}, num_parts=num_parts)
+    study = DataStudy(study_of(corpus=section), tmp_path / "made")
+    corpus = study.corpus()
+    metrics = check_contamination(study.configs["contamination"], corpus, folder=tmp_path, num_processes=num_processes)
+    with (tmp_path / "hits.csv").open() as file:
+        return corpus, metrics, list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_planted_items_are_all_found_and_listed(tmp_path, data_folder, num_processes):
+    """20 of 60 items stand in documents, in other case and punctuation; two items share a passage."""
+    rng = random.Random(0)
+    items = [{"question": sentence(rng, 30), "choices": [sentence(rng, 3), sentence(rng, 20)]} for _ in range(58)]
+    items += [{"question": sentence(rng, 8), "choices": []}, dict(items[4], choices=[])]
+    documents = [sentence(rng, 200) for _ in range(100)]
+    for number in range(20):
+        planted = items[number]["question"].split()[5:25]
+        documents[number] += ". " + ", ".join(planted).upper() + " - " + sentence(rng, 50)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(items), data_folder / "bench.parquet")
+    (data_folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    corpus, metrics, hits = check(tmp_path, num_processes=num_processes)
+    expected = {
+        (number, document.id)
+        for document in documents_of(corpus, "train")
+        for number, item in enumerate(items)
+        if any(
+            plain_ngrams(text, 13) & plain_ngrams(document.text, 13) for text in [item["question"], *item["choices"]]
+        )
+    }
+    assert {(int(hit["item"].split(":")[1]) - 1, hit["document_id"]) for hit in hits} == expected
+    assert len(expected) > 8 and {59, 4} <= {number for number, _ in expected}
+    found = {number for number, _ in expected}
+    assert metrics == {"bench": {"num_items": 60, "num_too_short": 1, "num_found": len(found)}}
+    for hit in hits:
+        assert int(hit["num_ngrams"]) >= 20 - 12  # chance may lengthen a passage by a word
+        assert len(plain_ngrams(hit["first_ngram"], 13)) == 1
+
+
+def test_ngram_hashes_are_equal_for_equal_words_and_no_others():
+    rng = random.Random(1)
+    text = sentence(rng, 400)
+    hashes, starts, ends = ngram_hashes(text.encode(), 13)
+    grams = [" ".join(text.split()[i : i + 13]) for i in range(388)]
+    assert [text[s:e] for s, e in zip(starts, ends, strict=True)] == grams
+    assert len(set(hashes.tolist())) == len(set(grams))
+    again = ngram_hashes(f"((( {text.title().replace(' ', ' ... ')}!".encode(), 13)[0]
+    assert (again == hashes).all()
+    swapped = " ".join(reversed(text.split()[:13]))
+    assert ngram_hashes(swapped.encode(), 13)[0][0] not in hashes
+    assert len(ngram_hashes(b"too few words", 13)[0]) == len(ngram_hashes(b"", 13)[0]) == 0
+    assert ngram_hashes(b"ab c", 2)[0] != ngram_hashes(b"a bc", 2)[0]
+
+
+def test_unknown_field_of_a_benchmark_is_named(tmp_path, data_folder):
+    pyarrow.parquet.write_table(pyarrow.table({"question": ["a"]}), data_folder / "bench.parquet")
+    (data_folder / "a.jsonl").write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(50)))
+    with pytest.raises(ConfigError, match=r"corpus\.benchmarks\.bench\.fields: .*\['question'\]; got \['query'\]"):
+        check(tmp_path, fields=["query"])
+
+
+def test_built_benchmarks_are_looked_for_too(tiny):
+    metrics = open_artifact(tiny / "results/tiny/contamination").manifest.metrics
+    assert {name: entry["num_items"] for name, entry in metrics.items()} == {
+        "held_out_text": 5,
+        "cloze": 12,
+        "continuation": 12,
+        "minimal_pairs": 12,
+    }

@@ -1,0 +1,290 @@
+"""Token shards: what the tokenizer gives, traced back to documents, and no damaged byte ever read."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from data_study import ROOT, DataStudy, corpus_of, study_of, texts
+
+from openspectra.artifacts import open_artifact
+from openspectra.config import QuantizeConfig
+from openspectra.data import tokens as tokens_module
+from openspectra.data.calibration import draw_calibration
+from openspectra.data.corpus import documents_of
+from openspectra.data.shards import ShardWriter, dtype_for
+from openspectra.data.tokenizer import end_of_text_id, load_tokenizer
+from openspectra.data.tokens import Tokens
+from openspectra.errors import ConfigError, DamagedArtifactError, OpenSpectraError
+
+LENGTH = 70
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The data stages of a study of 200 documents in 3 parts, with several shards each."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENSPECTRA_DATA", str(folder / "data"))
+        return make(folder)
+
+
+def make(folder, num_parts: int = 3, tokens_per_shard: int = 1000) -> DataStudy:
+    (folder / "data").mkdir(exist_ok=True)
+    lines = [json.dumps({"text": text}) + "\n" for text in texts(200)]
+    (folder / "data/a.jsonl").write_text("".join(lines))
+    study = DataStudy(study_of(corpus=corpus_of(num_parts=num_parts)), folder / "results")
+    update = {"tokens_per_shard": tokens_per_shard}
+    study.configs["tokens/parts"] = study.configs["tokens/parts"].model_copy(update=update)
+    study.tokens("valid")
+    study.tokens("train")
+    return study
+
+
+def tokens_of(study: DataStudy, split: str = "train") -> Tokens:
+    return Tokens(open_artifact(study.folder / f"tokens/{split}"))
+
+
+def all_ids(tokens: Tokens) -> np.ndarray:
+    count = tokens.num_sequences(LENGTH)
+    return tokens.sequences(np.arange(count), LENGTH)[:, :-1].ravel()
+
+
+def test_tokens_decode_to_the_documents_in_order(made):
+    tokenizer, corpus = (open_artifact(made.folder / name) for name in ("tokenizer", "corpus"))
+    decoder, end = load_tokenizer(tokenizer), end_of_text_id(tokenizer)
+    ids = all_ids(tokens_of(made))
+    documents = np.split(ids, np.flatnonzero(ids == end) + 1)[:-1]
+    expected = [document.text for document in documents_of(corpus, "train")]
+    assert len(documents) > 100
+    assert [decoder.decode(part[:-1].tolist()) for part in documents] == expected[: len(documents)]
+    metrics = open_artifact(made.folder / "tokens/train").manifest.metrics
+    assert metrics["num_documents"] == len(expected)
+    assert metrics["num_tokens"] == sum(len(decoder.encode(text).ids) + 1 for text in expected)
+    assert metrics["sources"]["files"]["bytes"] == sum(len(text.encode()) for text in expected)
+
+
+def test_shards_and_parts_change_no_token(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENSPECTRA_DATA", str(tmp_path / "data"))
+    other = make(tmp_path, num_parts=1, tokens_per_shard=10**9)
+    assert np.array_equal(all_ids(tokens_of(other)), all_ids(tokens_of(made)))
+    assert len(list(made.folder.rglob("train-*.bin"))) > 10 * len(list(other.folder.rglob("train-*.bin")))
+
+
+def test_batches_change_no_token(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENSPECTRA_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(tokens_module, "BATCH_CHARACTERS", 700)
+    again = make(tmp_path)
+    hashes = [open_artifact(study.folder / "tokens/train").sha256 for study in (again, made)]
+    assert hashes[0] == hashes[1]
+
+
+def test_every_token_is_traced_to_its_document(made):
+    """Encoding the traced documents anew gives every sample, token by token."""
+    tokenizer = open_artifact(made.folder / "tokenizer")
+    encoder, end = load_tokenizer(tokenizer), end_of_text_id(tokenizer)
+    corpus = {
+        d.id: [*encoder.encode(d.text).ids, end] for d in documents_of(open_artifact(made.folder / "corpus"), "train")
+    }
+    tokens = tokens_of(made)
+    indices = np.random.default_rng(0).permutation(tokens.num_sequences(LENGTH))
+    for sample, spans in zip(tokens.sequences(indices, LENGTH), tokens.trace(indices, LENGTH), strict=True):
+        traced = [corpus[s.document_id][s.first_token : s.first_token + s.num_tokens] for s in spans]
+        assert sum(traced, []) == sample.tolist()
+        assert {span.source for span in spans} == {"files"}
+        assert len({span.document_id for span in spans}) == len(spans)
+
+
+def test_300_flipped_bits_are_found_before_the_tokens_are_used(made, tmp_path):
+    folder = shutil.copytree(made.folder, tmp_path / "results")
+    shards = sorted((folder / "tokens/parts").rglob("train-*.bin"))
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        shard = shards[rng.integers(len(shards))]
+        content = shard.read_bytes()
+        damaged = bytearray(content)
+        damaged[rng.integers(len(damaged))] ^= 1 << rng.integers(8)
+        shard.write_bytes(damaged)
+        tokens = Tokens(open_artifact(folder / "tokens/train"))
+        with pytest.raises(DamagedArtifactError, match=f"{shard.parent.name}/{shard.name}: its sha256 differs"):
+            all_ids(tokens)
+        shard.write_bytes(content)
+    all_ids(Tokens(open_artifact(folder / "tokens/train")))
+
+
+def test_50_truncations_are_found_before_anything_is_read(made, tmp_path):
+    folder = shutil.copytree(made.folder, tmp_path / "results")
+    shards = sorted((folder / "tokens/parts").rglob("train-*.bin"))
+    rng = np.random.default_rng(1)
+    for number in range(50):
+        shard = shards[rng.integers(len(shards))]
+        content = shard.read_bytes()
+        shard.write_bytes(content[: -[1, 2, 100, len(content)][number % 4]])
+        with pytest.raises(DamagedArtifactError, match=f"{shard.name}: .* bytes where"):
+            Tokens(open_artifact(folder / "tokens/train"))
+        shard.write_bytes(content)
+
+
+def test_swapped_and_missing_shards_are_found(made, tmp_path):
+    folder = shutil.copytree(made.folder, tmp_path / "results")
+    part = folder / "tokens/parts/1"
+    first, second, third = (part / f"train-0000{number}.bin" for number in range(3))
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    with pytest.raises(DamagedArtifactError, match=r"parts/1/train-00000\.bin: its sha256 differs"):
+        all_ids(Tokens(open_artifact(folder / "tokens/train")))
+    third.unlink()
+    with pytest.raises(DamagedArtifactError, match=r"parts/1/train-00002\.bin: missing"):
+        Tokens(open_artifact(folder / "tokens/train"))
+
+
+def test_index_of_another_build_is_found(made, tmp_path):
+    folder = shutil.copytree(made.folder, tmp_path / "results")
+    shutil.copy(folder / "tokens/parts/0/train-00001.parquet", folder / "tokens/parts/0/train-00000.parquet")
+    with pytest.raises(DamagedArtifactError, match=r"train-00000\.parquet: missing or altered"):
+        Tokens(open_artifact(folder / "tokens/train")).trace([0], LENGTH)
+
+
+def test_a_shard_is_checked_when_it_is_used_and_once(made, monkeypatch):
+    checked = []
+    original = tokens_module.sha256_of_range
+    monkeypatch.setattr(tokens_module, "sha256_of_range", lambda path, *r: checked.append(path) or original(path, *r))
+    tokens = tokens_of(made)
+    assert not checked
+    for _ in range(3):
+        tokens.sequences([0, 1], LENGTH)
+    assert [path.name for path in checked] == ["train-00000.bin"]
+
+
+def test_ids_are_never_cast(tmp_path):
+    assert (dtype_for(65_536).str, dtype_for(65_537).str) == ("<u2", "<u4")
+    with pytest.raises(OverflowError):
+        ShardWriter(tmp_path, "train", dtype_for(65_536), 100).add([1, 65_536], "id", "source")
+
+
+def test_part_of_another_tokenizer_is_refused(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENSPECTRA_DATA", str(made.folder.parent / "data"))
+    folder = shutil.copytree(made.folder, tmp_path / "results")
+    study = DataStudy(study_of(corpus=corpus_of(num_parts=3), tokenizer={"vocab_size": 290}), folder)
+    tokenizer = study.tokenizer(open_artifact(folder / "corpus"))
+    config = study.configs["tokens/train"]
+    part = open_artifact(folder / "tokens/parts/0")
+    with pytest.raises(DamagedArtifactError, match=r"parts/0: made with tokenizer .*; tokenize this part again"):
+        tokens_module.build_tokens(config, tokenizer, part, folder=tmp_path)
+
+
+def test_vocabulary_of_another_size_is_refused(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENSPECTRA_DATA", str(made.folder))
+    study = DataStudy(study_of(tokenizer={"vocab_size": 281, "file": "tokenizer/tokenizer.json"}), tmp_path)
+    with pytest.raises(ConfigError, match="the tokenizer has 280 entries, the config says 281"):
+        study.tokenizer()
+
+
+def quantize_config(**keys) -> QuantizeConfig:
+    return QuantizeConfig(
+        model_id="quantlm/2L-4bit", bits=4, group_size=128, calibration_sequence_length=32, seed=7,
+        **{"num_calibration_samples": 8} | keys,
+    )  # fmt: skip
+
+
+def test_calibration_sets_are_disjoint_and_their_documents_listed(made, tmp_path):
+    tokens, seen = tokens_of(made), []
+    for number in range(3):
+        samples = draw_calibration(quantize_config(calibration_set=number), tokens, tmp_path / "c.csv")
+        assert samples.shape == (8, 32)
+        with (tmp_path / "c.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        sequences = sorted({int(row["sequence"]) for row in rows})
+        seen += sequences
+        assert sum(int(row["num_tokens"]) for row in rows) == 8 * 33
+        assert sorted(map(tuple, samples.tolist())) == sorted(
+            map(tuple, tokens.sequences(sequences, 32)[:, :-1].tolist())
+        )
+    assert len(set(seen)) == 24
+    with pytest.raises(OpenSpectraError, match="calibration set 0 needs sequences 0 to 9999"):
+        draw_calibration(quantize_config(num_calibration_samples=10_000), tokens, tmp_path / "c.csv")
+
+
+def test_calibration_sets_have_model_ids(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    section = study_of().quantization.model_dump() | {"num_calibration_sets": 3, "bits": [4, 3]}
+    quantized = study_of(quantization=section).quantized
+    assert list(quantized) == [f"quantlm/2L-{bits}bit{suffix}" for bits in (4, 3) for suffix in ("", "-c1", "-c2")]
+    assert [config.calibration_set for config in quantized.values()] == [0, 1, 2] * 2
+
+
+@pytest.fixture
+def ready(made, tmp_path, monkeypatch):
+    """Two token files in a data folder, and the function that makes a study of them."""
+    monkeypatch.setenv("OPENSPECTRA_DATA", str(tmp_path / "data"))
+    (tmp_path / "data").mkdir()
+    ids = all_ids(tokens_of(made)).astype("<u2")
+    ids[: len(ids) // 2].tofile(tmp_path / "data/a.bin")
+    ids[len(ids) // 2 :].tofile(tmp_path / "data/b.bin")
+    shutil.copy(made.folder / "tokenizer/tokenizer.json", tmp_path / "data/tokenizer.json")
+    tokenizer = open_artifact(made.folder / "tokenizer")
+    fingerprint = next(r.sha256 for r in tokenizer.manifest.files if r.path == "tokenizer.json")
+
+    def study(**keys) -> DataStudy:
+        files = {"files": {"one": ["a.bin"], "two": ["b.bin"]}, "tokenizer_sha256": fingerprint}
+        section = files | {"valid_fraction": 0.1, "tokens_per_shard": 997} | keys
+        loaded = study_of(
+            corpus=None, token_files=section, evaluation=None,
+            tokenizer={"vocab_size": 280, "file": "tokenizer.json"},
+        )  # fmt: skip
+        return DataStudy(loaded, tmp_path / "ready")
+
+    return study
+
+
+def test_ready_token_files_are_used_where_they_lie(ready, tmp_path):
+    study = ready()
+    train, valid = Tokens(study.tokens("train")), Tokens(study.tokens("valid"))
+    end = end_of_text_id(open_artifact(study.folder / "tokenizer"))
+    files = [np.fromfile(tmp_path / f"data/{name}.bin", "<u2") for name in "ab"]
+    borders = [len(ids) - len(ids[round(len(ids) * 0.9) :]) for ids in files]
+    borders = [
+        border + int(np.flatnonzero(ids[border - 1 :] == end)[0]) for border, ids in zip(borders, files, strict=True)
+    ]
+    expected = np.concatenate([ids[:border] for ids, border in zip(files, borders, strict=True)])
+    assert len(train) == len(expected) and len(train) + len(valid) == sum(map(len, files))
+    found = all_ids(train)
+    assert np.array_equal(found, expected[: len(found)])
+    spans = [span for sample in train.trace(np.arange(train.num_sequences(LENGTH)), LENGTH) for span in sample]
+    for span in spans:
+        number = int(span.document_id.split(":")[1])
+        ids = files["ab".index(span.document_id[0])]
+        begin = int(([0, *(np.flatnonzero(ids == end) + 1)])[number])
+        document = ids[begin:][: span.first_token + span.num_tokens]
+        assert end not in document[:-1]
+    assert not list(study.folder.rglob("*.bin"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda ids: ids[: len(ids) // 2], r"data/b\.bin: .* bytes where"),
+        (lambda ids: np.concatenate((ids[:1000], ids[1000:1001] ^ 1, ids[1001:])), r"data/b\.bin: its sha256 differs"),
+    ],
+)
+def test_altered_token_file_is_found(ready, tmp_path, damage, message):
+    artifact = ready().tokens("train")
+    path = tmp_path / "data/b.bin"
+    damage(np.fromfile(path, "<u2")).tofile(path)
+    with pytest.raises(DamagedArtifactError, match=message):
+        all_ids(Tokens(artifact))
+
+
+def test_token_file_of_another_tokenizer_or_with_unknown_ids_is_refused(ready, tmp_path):
+    with pytest.raises(ConfigError, match=r"token_files\.tokenizer_sha256: 000000000000\.\.\., but the study's"):
+        ready(tokenizer_sha256="0" * 64).tokens()
+    ids = np.fromfile(tmp_path / "data/b.bin", "<u2")
+    ids[1234] = 280
+    ids.tofile(tmp_path / "data/b.bin")
+    with pytest.raises(OpenSpectraError, match=r"b\.bin: token 1234 is 280, but the vocabulary has 280 entries"):
+        ready().tokens()
+    (tmp_path / "data/b.bin").write_bytes(b"abc")
+    with pytest.raises(OpenSpectraError, match=r"b\.bin: 3 bytes are no uint16 tokens"):
+        ready().tokens()

@@ -1,0 +1,151 @@
+"""The data stages as commands: the same bytes for any number of workers, and after kill -9 at any point."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import copy_project, run
+
+WORDS = [
+    "the",
+    "a",
+    "ternary",
+    "weight",
+    "of",
+    "model",
+    "and",
+    "text",
+    "is",
+    "in",
+    "it",
+    "to",
+    "corpus",
+    "token",
+    "shard",
+]
+START_SECONDS = 1.5
+"""From the start of a command to its work, on a slow machine."""
+STUDY = {
+    "base": "tiny",
+    "corpus": {
+        "sources": {"web": {"adapter": "files", "files": ["web/*.jsonl"], "num_jobs": 2}},
+        "valid_fraction": 0.1,
+        "test_fraction": 0.1,
+        "num_parts": 2,
+    },
+    "tokenizer": {"vocab_size": 300},
+    "evaluation": None,
+}
+
+
+def make_project(folder: Path, names: list[str]) -> Path:
+    """Copy the project with a study of 1,000 documents in files that are made in the order of `names`."""
+    project = copy_project(folder)
+    (project / "studies/data.yaml").write_text(yaml.safe_dump(STUDY))
+    (project / "data/web").mkdir(parents=True)
+    for name in names:
+        rng = random.Random(name)
+        texts = [" ".join(rng.choices(WORDS, k=rng.randrange(20, 200))) for _ in range(200)]
+        path = project / "data/web" / f"{name}.jsonl"
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return project
+
+
+def make_tokens(project: Path, cores: str = "2", **environment: str) -> None:
+    finished = run("snakemake", "--config", "study=data", "--cores", cores, "tokens", cwd=project, **environment)
+    assert finished.returncode == 0, finished.stdout[-3000:]
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Return the hash of every file, hidden ones too, but for the facts of a run."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "run.json"
+    }
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    made = make_project(tmp_path_factory.mktemp("data") / "project", list("abcde"))
+    make_tokens(made)
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cores", "hash_seed", "names"), [("1", "1", "abcde"), ("4", "2", "edcba"), ("2", "77", "cadbe")]
+)
+def test_bytes_are_equal_for_any_workers_file_order_and_hash_seed(project, tmp_path, cores, hash_seed, names):
+    other = make_project(tmp_path / "project", list(names))
+    threads = {"PYTHONHASHSEED": hash_seed, "RAYON_NUM_THREADS": cores}
+    make_tokens(other, cores, **threads)
+    assert tree(other / "results/data") == tree(project / "results/data")
+
+
+def commands(results: str) -> dict[str, list[str]]:
+    """Return the command of each stage by its folder below the results."""
+    config = f"{results}/configs"
+    sources = ["--sources", f"{results}/sources"]
+    tokenizer, corpus = ["--tokenizer", f"{results}/tokenizer"], ["--corpus", f"{results}/corpus"]
+    jobs = [f"{results}/sources/parts/web/{job}" for job in (0, 1)]
+    parts = [f"{results}/corpus/parts/{part}" for part in (0, 1)]
+    token_parts = [f"{results}/tokens/parts/{part}" for part in (0, 1)]
+    return {
+        "sources/parts/web/1": ["read", "--config", f"{config}/sources/parts/web.json", "--job", "1"],
+        "corpus/parts/1": ["part", "--config", f"{config}/corpus/parts.json", *sources, "--part", "1"],
+        "tokens/parts/1": [
+            "tokenize", "--config", f"{config}/tokens/parts.json", "--corpus-part", parts[1], *tokenizer, "--part", "1",
+        ],
+        "tokenizer": ["tokenizer", "--config", f"{config}/tokenizer.json", *corpus],
+        "corpus": ["corpus", "--config", f"{config}/corpus.json", *sources, *parts],
+        "sources": ["sources", "--config", f"{config}/sources.json", *jobs],
+        "tokens/train": ["tokens", "--config", f"{config}/tokens/train.json", *corpus, *tokenizer, *token_parts],
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_40_kills_at_random_points_leave_no_trace(project):
+    """Each stage is killed by SIGKILL at a random time and run again: the bytes of an uninterrupted run, no other file."""
+    expected, rng = tree(project / "results/data"), random.Random(0)
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    killed = 0
+    stages = commands("results/data")
+    for number in range(200):
+        folder = list(stages)[number % len(stages)]
+        command = ["openspectra", *stages[folder], "--out", f"results/data/{folder}"]
+        facts = json.loads((project / "results/data" / folder / "run.json").read_text())
+        process = subprocess.Popen(
+            command, cwd=project, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(rng.uniform(0, START_SECONDS + facts["duration_seconds"]))
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+        finished = run(*command, cwd=project)
+        assert finished.returncode == 0, finished.stdout
+        assert tree(project / "results/data") == expected, f"after kill {killed} of {folder}"
+        if killed == 40:
+            break
+    assert killed == 40
+
+
+@pytest.mark.slow
+def test_second_run_of_the_workflow_has_nothing_to_do(project):
+    finished = run("snakemake", "--config", "study=data", "--cores", "1", "tokens", cwd=project)
+    assert "Nothing to be done" in finished.stdout
+
+
+def test_paper_study_plans_its_token_files_without_having_them(tmp_path):
+    project = copy_project(tmp_path / "project")
+    finished = run("snakemake", "-n", "--config", "study=paper", cwd=project)
+    assert finished.returncode == 0, finished.stdout[-2000:]
+    assert "tokenize_part" in finished.stdout and "build_part" not in finished.stdout
+    assert not (project / "results").exists()
