@@ -30,8 +30,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from openspectra.artifacts import write_artifact
+from openspectra.artifacts import open_artifact, sha256_of, write_artifact, write_json
 from openspectra.config import LlamaShape, PretrainConfig, TokenizerConfig, TokensConfig
+from openspectra.data.shards import ShardWriter
+from openspectra.data.tokens import SHARDS
 from openspectra.study import load_study
 
 HERE = Path(__file__).parent
@@ -183,13 +185,21 @@ class Field:
         tokens = np.random.default_rng(0).integers(self.shape.vocab_size, size=2**21, dtype="<u2")
         data = self.root / "data"
         for split in ("train", "valid"):
-            with write_artifact(data / split, "tokens", TokensConfig(split=split), {}) as draft:
-                tokens.tofile(draft.folder / "00000.bin")
-                draft.metrics |= {"num_tokens": len(tokens), "num_documents": 1, "dtype": "<u2"}
+            config = TokensConfig(split=split)
+            with write_artifact(data / "parts" / split, "token_part", config, {}) as draft:
+                writer = ShardWriter(draft.folder, split, tokens.dtype, len(tokens))
+                writer.add(tokens, "0", "random")
+                (shard,) = writer.close()
+            part = open_artifact(data / "parts" / split)
+            index = part.file(shard["index"])
+            shard |= {"part": "part", "part_first_token": 0, "index_sha256": sha256_of(index)}
+            with write_artifact(data / split, "tokens", config, {"part": part}) as draft:
+                write_json(draft.folder / SHARDS, [shard])
+                draft.metrics |= {"num_tokens": len(tokens), "num_documents": 1, "dtype": tokens.dtype.str}
         with write_artifact(data / "tokenizer", "tokenizer", TokenizerConfig(vocab_size=self.shape.vocab_size), {}):
             pass  # read only when a run ends, which none of these does
         for name in ("train.bin", "val.bin"):  # the names that nanoGPT looks for
-            (data / name).symlink_to(data / "train" / "00000.bin")
+            (data / name).symlink_to(data / "parts" / "train" / "train-00000.bin")
         (data / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": self.shape.vocab_size}))
 
 
@@ -198,7 +208,9 @@ def line_up(arguments: argparse.Namespace, field: Field) -> list[Contender]:
     if arguments.race == "families":
         return [field.ours("floatlm", "floatlm"), field.ours("trilm", "trilm"), field.product()]
     if arguments.race == "instruments":
-        every = {"checkpoint_every_steps": arguments.steps, "log_every_steps": 10}
+        # one sequence of validation: measurements are made where a run validates, and only they are to be timed
+        every = dict.fromkeys(("checkpoint_every_steps", "valid_every_steps"), arguments.steps)
+        every |= {"valid_sequences": 1, "log_every_steps": 10}
         return [field.ours("without", "trilm"), field.ours("with", "trilm", **every), field.product()]
     programs = [(name, compile) for compile in (False, True) for name in ("nanogpt", "litgpt", "transformers")]
     peers = [field.peer(name, compile) for name, compile in programs]

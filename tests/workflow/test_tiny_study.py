@@ -2,15 +2,21 @@
 
 import csv
 import hashlib
+import itertools
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, copy_project, run, snakemake
 
-from openspectra.artifacts import verify_tree
+from openspectra.artifacts import open_artifact, verify_tree
+from openspectra.config import PretrainConfig
+from openspectra.data.tokenizer import load_tokenizer
+from openspectra.data.tokens import Tokens
 from openspectra.strict_yaml import read_yaml
+from openspectra.training.batches import StepData
 
 MODELS = ("floatlm/2L", "trilm/2L", "quantlm/2L-8bit", "quantlm/2L-6bit", "quantlm/2L-4bit", "quantlm/2L-3bit")
 
@@ -61,6 +67,27 @@ def test_verify_and_why_follow_the_lineage(tiny):
     told = run("openspectra", "why", "results/tiny/evaluation/quantlm/2L-4bit/held_out", cwd=tiny).stdout
     for part in ("quantlm/2L-4bit  [quantize", "floatlm/2L  [pretrain", "tokens/train  [tokens", "corpus  [corpus"):
         assert part in told
+
+
+def test_text_of_a_step_is_the_text_that_was_read(tiny):
+    code = (
+        "import sys; from openspectra import cli; cli.app(sys.argv[1:], standalone_mode=False); "
+        "assert not {'torch', 'pandas', 'datasets'} & set(sys.modules), 'too slow: a second is the limit'"
+    )
+    arguments = ("tokens", "--study", "tiny", "--step", "7")
+    told = run(sys.executable, "-c", code, *arguments, cwd=tiny)
+    assert told.returncode == 0, told.stdout
+    assert told.stdout.startswith("step 7 of 40: 4 sequences of 128 tokens")
+    config = PretrainConfig.model_validate_json((tiny / "results/tiny/configs/trilm/2L.json").read_text())
+    tokens = Tokens(open_artifact(tiny / "results/tiny/tokens/train"))
+    decoder = load_tokenizer(open_artifact(tiny / "results/tiny/tokenizer"))
+    (batch,) = itertools.islice(StepData(config, tokens, 6), 1)  # the seventh update starts from step 6
+    assert len(batch) == 4
+    for sample in batch:
+        assert decoder.decode(sample.tolist(), skip_special_tokens=False) in told.stdout
+    beyond = run("openspectra", *arguments[:-1], "41", cwd=tiny)
+    assert beyond.returncode == 2
+    assert "--step: floatlm/2L has steps 1 to 40; got 41" in beyond.stdout
 
 
 def test_mlflow_holds_one_run_per_artifact(tiny):
