@@ -33,7 +33,7 @@ class World:
     @classmethod
     def from_environment(cls, devices: int, strategy: Strategy) -> "World | None":
         """Return this process's place; None where several ranks are wanted and nobody has started them yet."""
-        if RANK_VARIABLE in os.environ:
+        if {RANK_VARIABLE, SIZE_VARIABLE} <= os.environ.keys():
             return cls(int(os.environ[RANK_VARIABLE]), int(os.environ[SIZE_VARIABLE]), strategy)
         return cls(strategy=strategy) if devices == 1 else None
 

@@ -48,7 +48,7 @@ class StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx, latent_weight: Tensor, family: type[Family], shards: Shards) -> Tensor:
         states, scales = family.states_and_scales(latent_weight, shards)
-        return (states * scales).view(latent_weight.shape)
+        return states.mul_(scales).view(latent_weight.shape)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
