@@ -13,9 +13,9 @@ from conftest import run
 LONG = {"max_steps": 300, "checkpoint_every_steps": 20, "log_every_steps": 10, "valid_every_steps": 50}
 
 
-def command(project: Path, out: Path) -> list[str]:
+def command(project: Path, out: Path, **changes: int) -> list[str]:
     results = project / "results/tiny"
-    config = json.loads((results / "configs/trilm/2L.json").read_text()) | LONG
+    config = json.loads((results / "configs/trilm/2L.json").read_text()) | LONG | changes
     path = out.parent / "config.json"
     path.write_text(json.dumps(config))
     parents = [
@@ -63,18 +63,20 @@ def test_newest_checkpoint_damaged_falls_back_to_the_one_before(tiny, tmp_path, 
     assert json.loads((out / "manifest.json").read_bytes())["files"] == json.loads(uninterrupted)["files"]
 
 
-def test_second_trainer_on_one_folder_is_refused(tiny, tmp_path):
+def test_second_trainer_is_refused_and_a_dead_ones_lock_is_free(tiny, tmp_path):
     out = tmp_path / "model"
-    process = start(command(tiny, out))
+    endless = command(tiny, out, max_steps=100_000)
+    process = start(endless)
     wait_for_step(out, 20, process)
-    second = run(*command(tiny, out), cwd=tiny)
+    second = run(*endless, cwd=tiny)
     assert second.returncode == 1
     assert f'"pid": {process.pid}' in second.stdout and "trains this model" in second.stdout
     process.kill()
     process.wait()
-    third = start(command(tiny, out))  # the dead owner's lock is free
-    wait_for_step(out, 60, third)
+    reached = max(int(path.stem[5:]) for path in out.glob("checkpoints/*/step-*.pt"))
+    third = start(endless)
+    wait_for_step(out, reached + 1, third)
     third.terminate()
     output, _ = third.communicate(timeout=60)
-    assert third.returncode == 75
+    assert third.returncode == 75, output
     assert f'"pid": {process.pid}' in output and "ended without a word; going on" in output
