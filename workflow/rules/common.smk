@@ -37,7 +37,7 @@ def with_steps(model_id: str) -> str:
     """Return the pattern of a model and of its checkpoints: `floatlm/99M@1000`, `quantlm/99M@1000-4bit`."""
     model = ModelId.parse(model_id)
     trained = str(ModelId(model.family, model.size, model.variant))
-    return re.escape(trained) + r"(@\d+)?" + re.escape(model_id.removeprefix(trained))
+    return rf"{re.escape(trained)}(@\d+)?{re.escape(model_id.removeprefix(trained))}"
 
 
 PRETRAINED = "|".join(map(re.escape, STUDY.pretrained))

@@ -6,6 +6,7 @@ parts in order, and `Tokens` reads them. Every document ends with the end-of-tex
 
 import bisect
 import json
+import os
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -136,7 +137,8 @@ class Tokens:
         self.dtype = np.dtype(artifact.manifest.metrics["dtype"])
         rows = json.loads(artifact.file(SHARDS).read_text(encoding="utf-8"))
         self._shards = [Shard(**row) for row in rows]
-        self._parts = {role: artifact.folder / parent.path for role, parent in artifact.manifest.parents.items()}
+        parents = artifact.manifest.parents.items()
+        self._parts = {role: Path(os.path.normpath(artifact.folder / parent.path)) for role, parent in parents}
         self._open: dict[int, np.memmap] = {}
         self._last_index: dict[int, Any] = {}
         for shard in self._shards:

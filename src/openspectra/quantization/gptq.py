@@ -41,7 +41,7 @@ def quantize(config: QuantizeConfig, model: Artifact, train: Artifact, folder: P
     packed = folder / "gptq"
     samples = draw_calibration(config, Tokens(train), folder / "calibration.csv").tolist()
     rows = _run_gptq(config, model.folder, samples, packed)
-    write_csv(folder / "layers.csv", rows[0], sorted(rows, key=lambda row: (row["layer"], row["module"])))
+    write_csv(folder / "layers.csv", rows[0], rows)
     _write_dense(packed, folder)
     for name in TOKENIZER_FILES:
         shutil.copyfile(model.file(name), folder / name)
@@ -72,6 +72,7 @@ def _run_gptq(
     model.save(str(packed))
     with (packed / "quant_log.csv").open(newline="") as file:
         rows = [_layer_row(row, config.model_id) for row in csv.DictReader(file)]
+    rows.sort(key=lambda row: (row["layer"], row["module"]))  # written by parallel workers in any order
     (packed / "quant_log.csv").unlink()  # it holds times; layers.csv has the rest
     return rows
 

@@ -104,10 +104,10 @@ def _train(
 ) -> tuple[Pretraining, Llama]:
     """Return the run at its last step, and its model with all weights (complete on rank 0)."""
     module = Pretraining(config, Tokens(parents["tokens_valid"]), checkpoints, world)
-    if module.step == config.max_steps:
-        return module, module.llama
     if module.step:
         logger.info("%s: continues from step %d of %d", config.model_id, module.step, config.max_steps)
+    if module.step == config.max_steps:
+        return module, module.llama
     checkpointing = Checkpointing(interruption)
     if not world.any(interruption.requested):
         data = StepData(config, Tokens(parents["tokens_train"]), module.step, world.rank, world.size)
