@@ -65,7 +65,7 @@ def test_newest_checkpoint_damaged_falls_back_to_the_one_before(tiny, tmp_path, 
 
 def test_second_trainer_is_refused_and_a_dead_ones_lock_is_free(tiny, tmp_path):
     out = tmp_path / "model"
-    endless = command(tiny, out, max_steps=100_000)
+    endless = command(tiny, out, max_steps=20_000)
     process = start(endless)
     wait_for_step(out, 20, process)
     second = run(*endless, cwd=tiny)
