@@ -18,6 +18,7 @@ include: "workflow/rules/report.smk"
 
 localrules:
     all,
+    prefetch,
     corpus,
     tokens,
     pretrain,
@@ -36,6 +37,11 @@ rule all:
 
 
 # The stages by name: `snakemake --cores all pretrain` builds what is missing up to there.
+rule prefetch:  # all that may need a network: run it where there is one
+    input:
+        SOURCE_JOBS,
+
+
 rule corpus:
     input:
         CORPUS,

@@ -5,7 +5,7 @@ manifest, so artifacts of two versions are never taken for each other.
 """
 
 STAGE_VERSIONS = {
-    "source": 1,
+    "source": 2,
     "sources": 1,
     "part": 1,
     "corpus": 2,

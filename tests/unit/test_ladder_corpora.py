@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from openspectra.data.local_files import data_folder
 from openspectra.data.read import clean
-from openspectra.data.sources import data_folder, rows_of
+from openspectra.data.sources import rows_of
 from openspectra.study import load_study
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -16,7 +15,8 @@ from hypothesis import strategies as st
 
 from openspectra.config import ReadConfig
 from openspectra.data.read import clean
-from openspectra.data.sources import Row, rows_of
+from openspectra.data.rows import Row
+from openspectra.data.sources import rows_of
 from openspectra.errors import ConfigError, OpenSpectraError
 
 MAX_BYTES = 5_000_000
@@ -266,27 +266,3 @@ def test_stdlib_has_no_tests_and_no_build_paths():
 def stdlib() -> ReadConfig:
     limits = {"min_characters": 1, "max_document_bytes": MAX_BYTES, "num_parts": 1}
     return ReadConfig.model_validate({"name": "stdlib", "source": {"adapter": "python_stdlib"}} | limits)
-
-
-def test_hub_rows_come_through_datasets_with_their_split(tmp_path, data_folder, monkeypatch):
-    """A folder stands for the hub: the library reads both by the same call, and without a network."""
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    repository = tmp_path / "repository"
-    for split, rows in (("train", ["a", "b", "c", "d"]), ("validation", ["e"])):
-        for number in range(2 if split == "train" else 1):
-            path = repository / f"{split}-{number:05d}-of-00002.jsonl"
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(b"".join(json.dumps({"body": text}).encode() + b"\n" for text in rows[number::2]))
-    source = {"adapter": "hub", "path": str(repository), "revision": "0" * 40, "text_field": "body"}
-    source |= {"split": {"train": "train", "valid": "validation"}}
-    limits = {"min_characters": 1, "max_document_bytes": 100, "num_parts": 1}
-    config = ReadConfig.model_validate({"name": "hub", "source": source} | limits)
-    rows = list(rows_of(config))
-    assert [(row.content, row.split) for row in rows] == [(t, "train") for t in "acbd"] + [("e", "valid")]
-    assert rows[0].place == f"{repository}/train:1"
-    too_many = config.model_copy(update={"source": config.source.model_copy(update={"num_jobs": 3})})
-    with pytest.raises(ConfigError, match="has 2 files in 'train'; got 3"):
-        list(rows_of(too_many))
-    two = config.source.model_copy(update={"num_jobs": 2, "split": "train"})
-    jobs = [list(rows_of(config.model_copy(update={"source": two, "job": job}))) for job in (0, 1)]
-    assert sorted(row.content for job in jobs for row in job) == list("abcd")

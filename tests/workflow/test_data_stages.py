@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import copy_project, run
+from conftest import copy_project, run, without_network
+from hub_server import hub
 
 WORDS = [
     "the",
@@ -52,11 +53,15 @@ def make_project(folder: Path, names: list[str]) -> Path:
     (project / "studies/data.yaml").write_text(yaml.safe_dump(STUDY))
     (project / "data/web").mkdir(parents=True)
     for name in names:
-        rng = random.Random(name)
-        texts = [" ".join(rng.choices(WORDS, k=rng.randrange(20, 200))) for _ in range(200)]
-        path = project / "data/web" / f"{name}.jsonl"
-        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        (project / "data/web" / f"{name}.jsonl").write_text(documents(name))
     return project
+
+
+def documents(name: str) -> str:
+    """Return the 200 documents of the file called `name`, as lines of JSON."""
+    rng = random.Random(name)
+    texts = [" ".join(rng.choices(WORDS, k=rng.randrange(20, 200))) for _ in range(200)]
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts)
 
 
 def make_tokens(project: Path, cores: str = "2", **environment: str) -> None:
@@ -141,6 +146,34 @@ def test_40_kills_at_random_points_leave_no_trace(project):
 def test_second_run_of_the_workflow_has_nothing_to_do(project):
     finished = run("snakemake", "--config", "study=data", "--cores", "1", "tokens", cwd=project)
     assert "Nothing to be done" in finished.stdout
+
+
+def test_after_prefetch_no_stage_needs_a_network(tmp_path):
+    """`prefetch` reads a hub; then everything up to the tokens is made where no address can be reached."""
+    if not without_network():
+        pytest.skip("needs `unshare` and the right to make a network namespace")
+    commit, project = "a" * 40, copy_project(tmp_path / "project")
+    source = {"adapter": "hub", "path": "people/text", "revision": commit, "num_jobs": 2}
+    (project / "studies/data.yaml").write_text(
+        yaml.safe_dump(STUDY | {"corpus": STUDY["corpus"] | {"sources": {"web": source}}})
+    )
+    files = tmp_path / "hub/people/text" / commit
+    files.mkdir(parents=True)
+    for name in "ab":
+        (files / f"{name}.jsonl").write_text(documents(name))
+    command = ["snakemake", "--config", "study=data", "--cores", "2"]
+    with hub(tmp_path / "hub") as address:
+        online = {
+            "HF_ENDPOINT": address,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_OFFLINE": "0",
+            "HF_DATASETS_OFFLINE": "0",
+        }
+        finished = run(*command, "prefetch", cwd=project, **online)
+    assert finished.returncode == 0, finished.stdout[-3000:]
+    finished = run(*without_network(), *command, "corpus", "tokens", cwd=project, HF_HUB_OFFLINE="0")
+    assert finished.returncode == 0, finished.stdout[-3000:]
+    assert json.loads((project / "results/data/corpus/manifest.json").read_text())["metrics"]["counts"]["read"] == 400
 
 
 def test_paper_study_plans_its_token_files_without_having_them(tmp_path):

@@ -20,8 +20,8 @@ import numpy as np
 from openspectra.artifacts import Artifact, write_csv
 from openspectra.config import ContaminationConfig
 from openspectra.data.documents import iterate
+from openspectra.data.local_files import matching_files
 from openspectra.data.order import mix
-from openspectra.data.sources import matching_files
 from openspectra.errors import ConfigError
 
 HIT_COLUMNS = ("benchmark", "item", "document_id", "source", "num_ngrams", "first_ngram")

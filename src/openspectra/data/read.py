@@ -8,7 +8,9 @@ from typing import Any
 from openspectra.artifacts import sha256_of, write_csv
 from openspectra.config import ReadConfig
 from openspectra.data.documents import BucketWriter, RawDocument, hash_of
-from openspectra.data.sources import Row, data_folder, input_files, rows_of
+from openspectra.data.local_files import data_folder, input_files
+from openspectra.data.rows import Row
+from openspectra.data.sources import rows_of
 from openspectra.errors import OpenSpectraError
 
 WHAT = {

@@ -7,8 +7,8 @@ import numpy as np
 
 from openspectra.artifacts import Artifact
 from openspectra.config import TokenFilesConfig
+from openspectra.data.local_files import data_folder
 from openspectra.data.shards import sha256_of_range, write_index
-from openspectra.data.sources import data_folder
 from openspectra.data.tokenizer import end_of_text_id, fingerprint, load_tokenizer
 from openspectra.errors import ConfigError, OpenSpectraError
 

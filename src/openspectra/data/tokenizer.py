@@ -9,7 +9,7 @@ from typing import Any
 from openspectra.artifacts import Artifact, write_json
 from openspectra.config import TokenizerConfig
 from openspectra.data.corpus import documents_of
-from openspectra.data.sources import data_folder
+from openspectra.data.local_files import data_folder
 from openspectra.errors import ConfigError, OpenSpectraError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")

@@ -20,8 +20,8 @@ from openspectra.artifacts import Artifact, write_json
 from openspectra.config import TokenPartConfig, TokensConfig
 from openspectra.data.corpus import parts_of, role_of
 from openspectra.data.documents import Document, iterate
+from openspectra.data.local_files import data_folder
 from openspectra.data.shards import INDEX_COLUMNS, ShardWriter, dtype_for, sha256_of_range
-from openspectra.data.sources import data_folder
 from openspectra.data.tokenizer import end_of_text_id, fingerprint, load_tokenizer
 from openspectra.errors import DamagedArtifactError, OpenSpectraError
 

@@ -1,0 +1,79 @@
+"""The Hugging Face hub: a data set at a pinned commit, streamed through `datasets`. The one adapter that needs a network."""
+
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from openspectra.config import HubSource, ReadConfig
+from openspectra.data.rows import ROWS_AT_A_TIME, Row, rows_of_table
+from openspectra.errors import ConfigError, OpenSpectraError
+
+if TYPE_CHECKING:
+    import datasets
+
+logger = logging.getLogger("traceback")
+"""To the log file alone; the console gets one line."""
+
+
+def hub_rows(config: ReadConfig) -> Iterator[Row]:
+    """Yield the rows of one job's share of the files, by split and file; places are `data set/split/number of file:row`.
+
+    Raises `ConfigError` for what the data set does not have, `OpenSpectraError` where the hub cannot be reached.
+    """
+    source = config.source
+    for split, hub_split in source.split.items() if isinstance(source.split, dict) else [(None, source.split)]:
+        rows = _open(config.name, source, hub_split)
+        if source.num_jobs > rows.num_shards:
+            raise ConfigError(
+                [
+                    f"corpus.sources.{config.name}.num_jobs: {source.path} has {rows.num_shards} files in "
+                    f"{hub_split!r}; got {source.num_jobs}. Give as many or fewer."
+                ]
+            )
+        for file in range(config.job, rows.num_shards, source.num_jobs):
+            name = f"{source.path}/{hub_split}/{file:05d}"
+            for row in _file_rows(rows.shard(rows.num_shards, file), source, name):
+                yield row._replace(split=split)
+
+
+def _open(name: str, source: HubSource, hub_split: str) -> "datasets.IterableDataset":
+    import datasets
+    from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
+
+    try:
+        return datasets.load_dataset(
+            source.path, source.name, revision=source.revision, split=hub_split, streaming=True
+        ).with_format("arrow")
+    except RepositoryNotFoundError:
+        problem = "no such data set, or no access to it"
+    except (datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:  # RuntimeError: a loading script
+        problem = _first_line(error)
+    except (OSError, HTTPError) as error:
+        raise _unreachable(source.path, error) from None
+    raise ConfigError([f"corpus.sources.{name}: {source.path}: {problem}; correct path, name, revision or split."])
+
+
+def _file_rows(rows: "datasets.IterableDataset", source: HubSource, name: str) -> Iterator[Row]:
+    from huggingface_hub.errors import HTTPError
+
+    number = 1
+    try:
+        for table in rows.iter(ROWS_AT_A_TIME):
+            yield from rows_of_table(table, source, name, number)
+            number += table.num_rows
+    except (ConnectionError, TimeoutError, HTTPError) as error:  # after the many tries of `datasets`
+        raise _unreachable(name, error) from None
+    except (ValueError, OSError):  # what pyarrow and the readers of JSON and text say of content that is none
+        logger.info("%s: not readable", name, exc_info=True)
+        yield Row(name, None, problem="damaged_file")
+
+
+def _unreachable(place: str, error: Exception) -> OpenSpectraError:
+    return OpenSpectraError(
+        f"{place}: the hub cannot be reached ({type(error).__name__}: {_first_line(error)}); "
+        "run the same command again where there is a network."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".")
