@@ -27,9 +27,12 @@ def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedPro
     )
 
 
-def without_network() -> list[str]:
-    """Return what starts a command in which no address can be reached, not even this machine's; empty where none can."""
-    command = ["unshare", "--map-root-user", "--net"]
+def in_namespace(kind: str) -> list[str]:
+    """Return what starts a command in a namespace of its own; empty where this machine does not let one be made.
+
+    `net`: no address can be reached, not even this machine's. `mount`: file systems can be mounted for the command alone.
+    """
+    command = ["unshare", "--map-root-user", f"--{kind}"]
     works = shutil.which(command[0]) and subprocess.run([*command, "true"], capture_output=True).returncode == 0
     return command if works else []
 
@@ -58,7 +61,7 @@ def tiny(tmp_path_factory) -> Path:
     It runs without a network, which no study needs that reads nothing from the hub.
     """
     project = copy_project(tmp_path_factory.mktemp("tiny") / "project")
-    finished = run(*without_network(), "snakemake", "--config", "study=tiny", "--cores", "2", cwd=project)
+    finished = run(*in_namespace("net"), "snakemake", "--config", "study=tiny", "--cores", "2", cwd=project)
     assert finished.returncode == 0, finished.stdout[-5000:]
     return project
 

@@ -6,8 +6,10 @@ manifests), every file with bytes and sha256, summary metrics. Time, host, commi
 """
 
 import csv
+import errno
 import hashlib
 import json
+import logging
 import os
 import platform
 import shutil
@@ -21,14 +23,25 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from openspectra.errors import DamagedArtifactError
+from openspectra.errors import DamagedArtifactError, OpenSpectraError
 from openspectra.stage_versions import STAGE_VERSIONS
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 UNHASHED = {"run.json", "speed.jsonl", "checkpoints", ".staging", "lock", "owner.json", "parts"}
 """What may lie beside a manifest without being part of the artifact."""
+DISK_ERRORS = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room within the quota",
+    errno.EIO: "mend the disk",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "mend its permissions",
+}
+"""What a disk may refuse, and the way out."""
 RECORDED_PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "datasets", "gptqmodel", "lm_eval", "numpy")
 
 
@@ -193,25 +206,55 @@ def write_artifact(
     """
     started = started or time.time()
     staging = out / ".staging"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    draft = ArtifactDraft(staging)
-    try:
-        yield draft
-        manifest = Manifest(
-            stage=stage,
-            stage_version=STAGE_VERSIONS[stage],
-            config=config.model_dump(mode="json"),
-            parents={
-                role: Parent(path=os.path.relpath(parent.folder, out), sha256=parent.sha256)
-                for role, parent in sorted(parents.items())
-            },
-            files=[record_file(path, staging) for path in sorted(staging.rglob("*")) if path.is_file()],
-            metrics=draft.metrics,
-        )
-        _publish(out, staging, manifest, run_facts(started) | draft.run)
-    finally:
+    with only_writer(out):
         shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        draft = ArtifactDraft(staging)
+        try:
+            yield draft
+            manifest = Manifest(
+                stage=stage,
+                stage_version=STAGE_VERSIONS[stage],
+                config=config.model_dump(mode="json"),
+                parents={
+                    role: Parent(path=os.path.relpath(parent.folder, out), sha256=parent.sha256)
+                    for role, parent in sorted(parents.items())
+                },
+                files=[record_file(path, staging) for path in sorted(staging.rglob("*")) if path.is_file()],
+                metrics=draft.metrics,
+            )
+            _publish(out, staging, manifest, run_facts(started) | draft.run)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def only_writer(out: Path) -> Iterator[None]:
+    """Hold the lock of an artifact's folder, which is made where it is missing; once held, a process may take it again.
+
+    The lock ends with the process that holds it; `owner.json` says whose it is. Raises `OpenSpectraError` naming the
+    owner where another process writes here: one that outlived the workflow that started it, or a second workflow.
+    """
+    with _disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        lock, owner = FileLock(out / "lock", timeout=0, is_singleton=True), out / "owner.json"
+        try:
+            lock.acquire()
+        except Timeout:
+            who = owner.read_text() if owner.exists() else "another process"
+            raise OpenSpectraError(f"{out}: {who} is writing here; wait for it or stop it.") from None
+        try:
+            if lock.lock_counter == 1:
+                if owner.exists():
+                    logger.warning("%s: the writer before, %s, ended without a word; going on", out, owner.read_text())
+                me = {"host": platform.node(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
+                write_atomically(owner, json.dumps(me).encode())
+            yield
+        finally:
+            if lock.lock_counter == 1:
+                owner.unlink(missing_ok=True)
+                (out / "lock").unlink(missing_ok=True)
+            lock.release()
 
 
 def record_file(path: Path, root: Path) -> FileRecord:
@@ -299,6 +342,19 @@ def _check_file(folder: Path, record: FileRecord) -> None:
         raise DamagedArtifactError(f"{path}: {size:,} bytes where {MANIFEST} says {record.bytes:,}; {remedy}")
     if sha256_of(path) != record.sha256:
         raise DamagedArtifactError(f"{path}: its sha256 differs from {MANIFEST}, so its content was altered; {remedy}")
+
+
+@contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    """Turn what a disk refuses into an error of one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise OpenSpectraError(
+            f"{error.filename or out}: {os.strerror(error.errno)}; {DISK_ERRORS[error.errno]} and run the same command again."
+        ) from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,10 +1,13 @@
 """An artifact exists with its manifest or not at all, and every altered byte is found."""
 
+import subprocess
+import sys
+
 import pytest
 
 from openspectra.artifacts import describe_lineage, open_artifact, verify_tree, write_artifact
 from openspectra.config import TokensConfig
-from openspectra.errors import DamagedArtifactError
+from openspectra.errors import DamagedArtifactError, OpenSpectraError
 
 
 def make(folder, content=b"abc" * 100, parents=None):
@@ -81,3 +84,41 @@ def test_wrong_stage_and_no_manifest_are_refused(tmp_path):
     (tmp_path / "a" / "manifest.json").write_text("{}")
     with pytest.raises(DamagedArtifactError, match="not a readable manifest"):
         open_artifact(tmp_path / "a")
+
+
+def test_second_writer_is_refused_with_the_owner_named_and_the_first_goes_on(tmp_path):
+    """A process that outlived its workflow and the one that the next workflow starts would mix their files."""
+    script = """
+import sys
+from pathlib import Path
+from openspectra.artifacts import write_artifact
+from openspectra.config import SourcesConfig
+with write_artifact(Path(sys.argv[1]), "sources", SourcesConfig(sources=["a"]), {}) as draft:
+    (draft.folder / "a.txt").write_text(sys.argv[2])
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+    first = subprocess.Popen(
+        [sys.executable, "-c", script, tmp_path / "out", "first"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert first.stdout.readline() == "writing\n"
+    with pytest.raises(OpenSpectraError, match=rf'"pid": {first.pid}.* is writing here; wait for it or stop it'):
+        make(tmp_path / "out")
+    first.communicate("")
+    assert first.returncode == 0
+    open_artifact(tmp_path / "out").verify()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.txt", "manifest.json", "run.json"]
+    make(tmp_path / "out")  # the lock went with its owner
+
+
+def test_lock_of_a_killed_writer_is_taken_over(tmp_path, caplog):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "lock").touch()
+    (out / "owner.json").write_text('{"pid": 1}')
+    make(out)
+    assert 'the writer before, {"pid": 1}, ended without a word' in caplog.text
+    assert not (out / "lock").exists() and not (out / "owner.json").exists()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import copy_project, run, without_network
+from conftest import copy_project, in_namespace, run
 from hub_server import hub
 
 WORDS = [
@@ -150,7 +150,7 @@ def test_second_run_of_the_workflow_has_nothing_to_do(project):
 
 def test_after_prefetch_no_stage_needs_a_network(tmp_path):
     """`prefetch` reads a hub; then everything up to the tokens is made where no address can be reached."""
-    if not without_network():
+    if not in_namespace("net"):
         pytest.skip("needs `unshare` and the right to make a network namespace")
     commit, project = "a" * 40, copy_project(tmp_path / "project")
     source = {"adapter": "hub", "path": "people/text", "revision": commit, "num_jobs": 2}
@@ -171,9 +171,30 @@ def test_after_prefetch_no_stage_needs_a_network(tmp_path):
         }
         finished = run(*command, "prefetch", cwd=project, **online)
     assert finished.returncode == 0, finished.stdout[-3000:]
-    finished = run(*without_network(), *command, "corpus", "tokens", cwd=project, HF_HUB_OFFLINE="0")
+    finished = run(*in_namespace("net"), *command, "corpus", "tokens", cwd=project, HF_HUB_OFFLINE="0")
     assert finished.returncode == 0, finished.stdout[-3000:]
     assert json.loads((project / "results/data/corpus/manifest.json").read_text())["metrics"]["counts"]["read"] == 400
+
+
+def test_full_disk_ends_in_one_line_and_leaves_nothing(tmp_path):
+    if not in_namespace("mount"):
+        pytest.skip("needs `unshare` and the right to mount")
+    (tmp_path / "data").mkdir()
+    rows = [json.dumps({"text": random.Random(number).randbytes(500).hex()}) + "\n" for number in range(1000)]
+    (tmp_path / "data/a.jsonl").write_text("".join(rows))
+    source = {"adapter": "files", "files": ["a.jsonl"]}
+    config = {"name": "web", "source": source, "min_characters": 1, "max_document_bytes": 10_000, "num_parts": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "out").mkdir()
+    for size, code in (("200k", 1), ("20m", 0)):
+        script = f"mount -t tmpfs -o size={size} tmpfs out && openspectra read --config config.json --out out; code=$?; ls -A out; exit $code"
+        finished = run(*in_namespace("mount"), "sh", "-c", script, cwd=tmp_path)
+        assert finished.returncode == code, finished.stdout
+        if code:
+            line = "openspectra: out: No space left on device; make room and run the same command again.\n"
+            assert finished.stdout == line
+        else:
+            assert "manifest.json" in finished.stdout
 
 
 def test_paper_study_plans_its_token_files_without_having_them(tmp_path):

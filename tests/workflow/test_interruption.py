@@ -70,7 +70,7 @@ def test_second_trainer_is_refused_and_a_dead_ones_lock_is_free(tiny, tmp_path):
     wait_for_step(out, 20, process)
     second = run(*endless, cwd=tiny)
     assert second.returncode == 1
-    assert f'"pid": {process.pid}' in second.stdout and "trains this model" in second.stdout
+    assert f'"pid": {process.pid}' in second.stdout and "is writing here" in second.stdout
     process.kill()
     process.wait()
     reached = max(int(path.stem[5:]) for path in out.glob("checkpoints/*/step-*.pt"))

@@ -1,22 +1,16 @@
 """The pretraining stage: one model, trained with Lightning, saved as a Hugging Face folder."""
 
-import json
 import logging
-import os
-import platform
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader
 
-from openspectra.artifacts import Artifact, write_artifact, write_atomically, write_csv
+from openspectra.artifacts import Artifact, only_writer, write_artifact, write_csv
 from openspectra.config import PretrainConfig
 from openspectra.data.tokens import Tokens
 from openspectra.errors import ConfigError, Interrupted, OpenSpectraError
@@ -60,7 +54,7 @@ def pretrain(
         world.barrier()
         _train(config, parents, checkpoints, Progress(None, False), world, interruption)
         return
-    with _only_trainer(out):
+    with only_writer(out):
         if fresh:
             checkpoints.remove()
         checkpoints.prepare()
@@ -72,26 +66,6 @@ def pretrain(
             draft.metrics |= _save_records(module, draft.folder)
             draft.run |= {"ranks": world.size, "strategy": world.strategy}
         checkpoints.remove_other_runs()
-
-
-@contextmanager
-def _only_trainer(out: Path) -> Iterator[None]:
-    """Hold the lock of a model's folder. It ends with the process that holds it; `owner.json` says whose it is."""
-    out.mkdir(parents=True, exist_ok=True)
-    owner = out / "owner.json"
-    try:
-        with FileLock(out / "lock", timeout=0):
-            if owner.exists():
-                logger.warning("%s: the trainer before, %s, ended without a word; going on", out, owner.read_text())
-            me = {"host": platform.node(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
-            write_atomically(owner, json.dumps(me).encode())
-            try:
-                yield
-            finally:
-                owner.unlink()
-    except Timeout:
-        who = owner.read_text() if owner.exists() else "another process"
-        raise OpenSpectraError(f"{out}: {who} trains this model; wait for it or stop it.") from None
 
 
 def _train(
