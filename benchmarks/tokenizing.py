@@ -99,7 +99,7 @@ def ours(options: argparse.Namespace) -> dict[str, float]:
     from openspectra.artifacts import open_artifact, write_artifact
     from openspectra.config import TokenizerConfig, TokenPartConfig
     from openspectra.data.tokenizer import load_tokenizer
-    from openspectra.data.tokens import build_token_part
+    from openspectra.data.tokenizing import build_token_part
 
     folder = options.corpus.parent
     config = TokenizerConfig(vocab_size=1, file=None)

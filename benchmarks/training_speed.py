@@ -30,10 +30,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from openspectra.artifacts import open_artifact, sha256_of, write_artifact, write_json
+from openspectra.artifacts import open_artifact, write_artifact, write_json
 from openspectra.config import LlamaShape, PretrainConfig, TokenizerConfig, TokensConfig
-from openspectra.data.shards import ShardWriter
-from openspectra.data.tokens import SHARDS
+from openspectra.data.shards import SHARDS, ShardWriter, in_split
 from openspectra.study import load_study
 
 HERE = Path(__file__).parent
@@ -191,10 +190,8 @@ class Field:
                 writer.add(tokens, "0", "random")
                 (shard,) = writer.close()
             part = open_artifact(data / "parts" / split)
-            index = part.file(shard["index"])
-            shard |= {"part": "part", "part_first_token": 0, "index_sha256": sha256_of(index)}
             with write_artifact(data / split, "tokens", config, {"part": part}) as draft:
-                write_json(draft.folder / SHARDS, [shard])
+                write_json(draft.folder / SHARDS, [in_split(shard, part, "part", 0)])
                 draft.metrics |= {"num_tokens": len(tokens), "num_documents": 1, "dtype": tokens.dtype.str}
         with write_artifact(data / "tokenizer", "tokenizer", TokenizerConfig(vocab_size=self.shape.vocab_size), {}):
             pass  # read only when a run ends, which none of these does

@@ -115,7 +115,7 @@ def tokenize(
     """Turn one part of the corpus into token shards, or index one ready token file."""
     from openspectra.config import TokenFilesConfig, TokenPartConfig
     from openspectra.data.token_files import index_token_file
-    from openspectra.data.tokens import build_token_part
+    from openspectra.data.tokenizing import build_token_part
 
     _set_threads(threads)
     parents = ({"part": (corpus_part, "part")} if corpus_part else {}) | {"tokenizer": (tokenizer, "tokenizer")}
@@ -144,7 +144,7 @@ def tokens(
     if not (config and out and tokenizer and parts):
         raise typer.BadParameter("give --config, --out, --tokenizer and parts; or --study and --step.")
     from openspectra.config import TokensConfig
-    from openspectra.data.tokens import build_tokens
+    from openspectra.data.tokenizing import build_tokens
 
     parents = {"tokenizer": (tokenizer, "tokenizer")} | ({"corpus": (corpus, "corpus")} if corpus else {})
     _run_stage("tokens", TokensConfig, config, out, log, parents, build_tokens, many=parts)

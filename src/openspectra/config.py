@@ -253,7 +253,7 @@ class TokenPartConfig(Config):
     part: Annotated[int, Field(ge=0)] = 0
     splits: list[Split]
     tokens_per_shard: PositiveInt = 2**26
-    """A reader checks a shard as a whole before its first use: 128 MB of 2-byte tokens."""
+    """Tokens of a file and of the index that goes with it: 128 MB of 2-byte tokens."""
 
 
 class TokenFilesConfig(Config):
@@ -267,7 +267,7 @@ class TokenFilesConfig(Config):
     valid_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     """Share of each file, from its end and by whole documents, on which choices are made."""
     tokens_per_shard: PositiveInt = 2**26
-    """Tokens that share a hash: a reader checks them as a whole before their first use."""
+    """Tokens that share an index of their documents."""
     part: Annotated[int, Field(ge=0)] = 0
 
     @property

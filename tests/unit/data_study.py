@@ -11,7 +11,7 @@ from openspectra.data.corpus import build_corpus, build_part, list_sources, role
 from openspectra.data.read import read_source
 from openspectra.data.token_files import index_token_file
 from openspectra.data.tokenizer import build_tokenizer
-from openspectra.data.tokens import build_token_part, build_tokens
+from openspectra.data.tokenizing import build_token_part, build_tokens
 from openspectra.strict_yaml import read_yaml
 from openspectra.study import Study
 

@@ -1,6 +1,7 @@
 """Token shards: what the tokenizer gives, traced back to documents, and no damaged byte ever read."""
 
 import csv
+import hashlib
 import json
 import shutil
 
@@ -10,7 +11,8 @@ from data_study import ROOT, DataStudy, corpus_of, study_of, texts
 
 from openspectra.artifacts import open_artifact
 from openspectra.config import QuantizeConfig
-from openspectra.data import tokens as tokens_module
+from openspectra.data import shards as shards_module
+from openspectra.data import tokenizing as tokenizing_module
 from openspectra.data.calibration import draw_calibration
 from openspectra.data.corpus import documents_of
 from openspectra.data.shards import ShardWriter, dtype_for
@@ -19,13 +21,15 @@ from openspectra.data.tokens import Tokens
 from openspectra.errors import ConfigError, DamagedArtifactError, OpenSpectraError
 
 LENGTH = 70
+BLOCK_BYTES = 300
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """The data stages of a study of 200 documents in 3 parts, with several shards each."""
+    """The data stages of a study of 200 documents in 3 parts, with several shards each, and several blocks each."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards_module, "BLOCK_BYTES", BLOCK_BYTES)
         patch.setenv("OPENSPECTRA_DATA", str(folder / "data"))
         return make(folder)
 
@@ -74,7 +78,8 @@ def test_shards_and_parts_change_no_token(made, tmp_path, monkeypatch):
 
 def test_batches_change_no_token(made, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENSPECTRA_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(tokens_module, "BATCH_CHARACTERS", 700)
+    monkeypatch.setattr(shards_module, "BLOCK_BYTES", BLOCK_BYTES)
+    monkeypatch.setattr(tokenizing_module, "BATCH_CHARACTERS", 700)
     again = make(tmp_path)
     hashes = [open_artifact(study.folder / "tokens/train").sha256 for study in (again, made)]
     assert hashes[0] == hashes[1]
@@ -107,7 +112,9 @@ def test_300_flipped_bits_are_found_before_the_tokens_are_used(made, tmp_path):
         damaged[rng.integers(len(damaged))] ^= 1 << rng.integers(8)
         shard.write_bytes(damaged)
         tokens = Tokens(open_artifact(folder / "tokens/train"))
-        with pytest.raises(DamagedArtifactError, match=f"{shard.parent.name}/{shard.name}: its sha256 differs"):
+        with pytest.raises(
+            DamagedArtifactError, match=f"{shard.parent.name}/{shard.name}: the sha256 of its block at byte"
+        ):
             all_ids(tokens)
         shard.write_bytes(content)
     all_ids(Tokens(open_artifact(folder / "tokens/train")))
@@ -133,7 +140,7 @@ def test_swapped_and_missing_shards_are_found(made, tmp_path):
     content = first.read_bytes()
     first.write_bytes(second.read_bytes())
     second.write_bytes(content)
-    with pytest.raises(DamagedArtifactError, match=r"parts/1/train-00000\.bin: its sha256 differs"):
+    with pytest.raises(DamagedArtifactError, match=r"parts/1/train-00000\.bin: the sha256 of its block"):
         all_ids(Tokens(open_artifact(folder / "tokens/train")))
     third.unlink()
     with pytest.raises(DamagedArtifactError, match=r"parts/1/train-00002\.bin: missing"):
@@ -147,15 +154,42 @@ def test_index_of_another_build_is_found(made, tmp_path):
         Tokens(open_artifact(folder / "tokens/train")).trace([0], LENGTH)
 
 
-def test_a_shard_is_checked_when_it_is_used_and_once(made, monkeypatch):
+def test_a_block_is_checked_when_it_is_used_and_once(made, tmp_path, monkeypatch):
+    folder = shutil.copytree(made.folder, tmp_path / "results")
+    shard = folder / "tokens/parts/0/train-00000.bin"
+    content = bytearray(shard.read_bytes())
+    content[5 * BLOCK_BYTES] ^= 1
+    shard.write_bytes(content)
     checked = []
-    original = tokens_module.sha256_of_range
-    monkeypatch.setattr(tokens_module, "sha256_of_range", lambda path, *r: checked.append(path) or original(path, *r))
-    tokens = tokens_of(made)
-    assert not checked
+    original = hashlib.sha256
+    monkeypatch.setattr(hashlib, "sha256", lambda *data: [checked.append(len(d)) for d in data] and original(*data))
+    tokens = Tokens(open_artifact(folder / "tokens/train"))
+    checked.clear()
     for _ in range(3):
-        tokens.sequences([0, 1], LENGTH)
-    assert [path.name for path in checked] == ["train-00000.bin"]
+        tokens.sequences([0, 1], LENGTH)  # 141 tokens of two bytes: one block of 150
+    assert [2 * count for count in checked] == [BLOCK_BYTES]
+    with pytest.raises(DamagedArtifactError, match=r"train-00000\.bin: the sha256 of its block at byte 1,500 differs"):
+        tokens.sequences([5 * BLOCK_BYTES // 2 // LENGTH], LENGTH)
+
+
+def test_altered_hashes_are_found(made, tmp_path):
+    folder = shutil.copytree(made.folder, tmp_path / "results")
+    path = folder / "tokens/parts/0/train-00000.sha256"
+    path.write_bytes(bytes(len(path.read_bytes())))
+    with pytest.raises(
+        DamagedArtifactError, match=r"parts/0/train-00000\.sha256: missing or altered; delete .*manifest"
+    ):
+        all_ids(Tokens(open_artifact(folder / "tokens/train")))
+
+
+def test_blocks_have_the_hashes_of_their_bytes(monkeypatch):
+    monkeypatch.setattr(shards_module, "BLOCK_BYTES", 10)
+    for size in (0, 1, 9, 10, 11, 20, 37):
+        content, hasher = bytes(range(size)), shards_module.BlockHasher()
+        for first in range(0, size, 7):
+            hasher.update(content[first : first + 7])
+        expected = [hashlib.sha256(content[first : first + 10]).digest() for first in range(0, size, 10)]
+        assert hasher.digests() == b"".join(expected)
 
 
 def test_ids_are_never_cast(tmp_path):
@@ -172,7 +206,7 @@ def test_part_of_another_tokenizer_is_refused(made, tmp_path, monkeypatch):
     config = study.configs["tokens/train"]
     part = open_artifact(folder / "tokens/parts/0")
     with pytest.raises(DamagedArtifactError, match=r"parts/0: made with tokenizer .*; tokenize this part again"):
-        tokens_module.build_tokens(config, tokenizer, part, folder=tmp_path)
+        tokenizing_module.build_tokens(config, tokenizer, part, folder=tmp_path)
 
 
 def test_vocabulary_of_another_size_is_refused(made, tmp_path, monkeypatch):
@@ -266,7 +300,10 @@ def test_ready_token_files_are_used_where_they_lie(ready, tmp_path):
     ("damage", "message"),
     [
         (lambda ids: ids[: len(ids) // 2], r"data/b\.bin: .* bytes where"),
-        (lambda ids: np.concatenate((ids[:1000], ids[1000:1001] ^ 1, ids[1001:])), r"data/b\.bin: its sha256 differs"),
+        (
+            lambda ids: np.concatenate((ids[:1000], ids[1000:1001] ^ 1, ids[1001:])),
+            r"data/b\.bin: the sha256 of its block",
+        ),
     ],
 )
 def test_altered_token_file_is_found(ready, tmp_path, damage, message):

@@ -1,4 +1,8 @@
-"""Token shards on disk: files of little-endian ids, each with an index of the documents that have tokens in it."""
+"""Token shards on disk: files of little-endian ids, each with an index of its documents and the hashes of its blocks.
+
+A block is what a reader checks as a whole before the first of its tokens is used: large enough for few hashes, small
+enough that a process which reads here and there in 300 billion tokens need not read them all.
+"""
 
 import hashlib
 from array import array
@@ -7,10 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from openspectra.artifacts import Artifact
+
+SHARDS = "shards.json"
+"""The list of the shards of one split."""
 TYPE_CODES = {"<u2": "H", "<u4": "I"}
 """Array types by dtype; they refuse an id that does not fit, where a cast would wrap it."""
 INDEX_COLUMNS = ("document_id", "source", "first_token", "num_tokens")
-CHUNK_BYTES = 2**24
+BLOCK_BYTES = 2**20
+"""Bytes of a shard that share a hash."""
+DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def dtype_for(vocab_size: int) -> np.dtype:
@@ -19,7 +29,8 @@ def dtype_for(vocab_size: int) -> np.dtype:
 
 
 class ShardWriter:
-    """Writes the tokens of one split of one part as `<split>-00000.bin`, ... and the index of each as `.parquet`.
+    """Writes the tokens of one split of one part as `<split>-00000.bin`, ..., the index of each as `.parquet` and the
+    hashes of its blocks as `.sha256`.
 
     `first_token` of an index counts from the first token of the part; a document that crosses into the next shard
     stands in both indices.
@@ -44,7 +55,7 @@ class ShardWriter:
             piece = content[: self.tokens_per_shard - shard["num_tokens"]]
             data = piece.astype(self._dtype, copy=False).tobytes()
             self._file.write(data)
-            self._digest.update(data)
+            self._hasher.update(data)
             shard["num_tokens"] += len(piece)
             self.num_tokens += len(piece)
             self._rows.append(row)
@@ -53,23 +64,72 @@ class ShardWriter:
                 self._close_shard()
 
     def close(self) -> list[dict[str, Any]]:
-        """Finish the last shard and return path, first_byte, num_tokens, sha256 and index of all."""
+        """Finish the last shard and return path, first_byte, num_tokens, index and hashes of all."""
         if self._file:
             self._close_shard()
         return self.shards
 
     def _open(self) -> None:
-        path = f"{self.split}-{len(self.shards):05d}.bin"
-        self._file, self._digest = (self.folder / path).open("wb"), hashlib.sha256()
-        index = path.replace(".bin", ".parquet")
-        self.shards.append({"path": path, "first_byte": 0, "num_tokens": 0, "index": index, "external": False})
+        name = f"{self.split}-{len(self.shards):05d}"
+        self._file, self._hasher = (self.folder / f"{name}.bin").open("wb"), BlockHasher()
+        self.shards.append(shard_record(name, f"{name}.bin"))
 
     def _close_shard(self) -> None:
         self._file.close()
         self._file = None
-        self.shards[-1]["sha256"] = self._digest.hexdigest()
         write_index(self._rows, self.folder / self.shards[-1]["index"])
+        (self.folder / self.shards[-1]["hashes"]).write_bytes(self._hasher.digests())
         self._rows = []
+
+
+class BlockHasher:
+    """Takes the bytes of a shard as they come and returns the sha256 of each block, one after the other."""
+
+    def __init__(self):
+        self._digests, self._block, self._room = [], hashlib.sha256(), BLOCK_BYTES
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Take the next bytes."""
+        data = memoryview(data)
+        while len(data):
+            piece = data[: self._room]
+            self._block.update(piece)
+            self._room -= len(piece)
+            data = data[len(piece) :]
+            if not self._room:
+                self._next_block()
+
+    def digests(self) -> bytes:
+        """Return the digests of all blocks; the last block may be shorter."""
+        if self._room < BLOCK_BYTES:
+            self._next_block()
+        return b"".join(self._digests)
+
+    def _next_block(self) -> None:
+        self._digests.append(self._block.digest())
+        self._block, self._room = hashlib.sha256(), BLOCK_BYTES
+
+
+def shard_record(
+    name: str, path: str, first_byte: int = 0, num_tokens: int = 0, external: bool = False
+) -> dict[str, Any]:
+    """Return what a part says of a shard: where its tokens, the index of its documents and its hashes lie."""
+    return {
+        "path": path,
+        "first_byte": first_byte,
+        "num_tokens": num_tokens,
+        "block_bytes": BLOCK_BYTES,
+        "external": external,
+        "index": f"{name}.parquet",
+        "hashes": f"{name}.sha256",
+    }
+
+
+def in_split(shard: dict[str, Any], part: Artifact, role: str, part_first_token: int) -> dict[str, Any]:
+    """Return what a split says of a shard: its part by role, where the part begins, and the hashes of its small files."""
+    hashes = {record.path: record.sha256 for record in part.manifest.files}
+    found = {f"{name}_sha256": hashes[shard[name]] for name in ("index", "hashes")}
+    return shard | found | {"part": role, "part_first_token": part_first_token}
 
 
 def write_index(rows: list[tuple], path: Path) -> None:
@@ -81,14 +141,3 @@ def write_index(rows: list[tuple], path: Path) -> None:
     schema = pyarrow.schema(list(zip(INDEX_COLUMNS, types, strict=True)))
     columns = dict(zip(INDEX_COLUMNS, zip(*rows, strict=True), strict=True))
     pyarrow.parquet.write_table(pyarrow.table(columns, schema=schema), path, compression="zstd")
-
-
-def sha256_of_range(path: Path, first_byte: int, num_bytes: int) -> str:
-    """Return the sha256 of a range of a file's bytes; of fewer, where the file ends sooner."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        file.seek(first_byte)
-        while num_bytes > 0 and (chunk := file.read(min(CHUNK_BYTES, num_bytes))):
-            digest.update(chunk)
-            num_bytes -= len(chunk)
-    return digest.hexdigest()

@@ -8,7 +8,7 @@ import numpy as np
 from openspectra.artifacts import Artifact
 from openspectra.config import TokenFilesConfig
 from openspectra.data.local_files import data_folder
-from openspectra.data.shards import sha256_of_range, write_index
+from openspectra.data.shards import BlockHasher, shard_record, write_index
 from openspectra.data.tokenizer import end_of_text_id, fingerprint, load_tokenizer
 from openspectra.errors import ConfigError, OpenSpectraError
 
@@ -58,18 +58,12 @@ def index_token_file(config: TokenFilesConfig, tokenizer: Artifact, folder: Path
                 rows.append((document_id, source, begin - first, stop - begin))
                 if end:
                     begin, num_documents = end, num_documents + 1
-            index = f"{split}-{len(shards):05d}.parquet"
-            write_index(rows, folder / index)
-            shards.append(
-                {
-                    "path": name,
-                    "first_byte": start * dtype.itemsize,
-                    "num_tokens": len(block),
-                    "index": index,
-                    "external": True,
-                    "sha256": sha256_of_range(path, start * dtype.itemsize, block.nbytes),
-                }
-            )
+            record = shard_record(f"{split}-{len(shards):05d}", name, start * dtype.itemsize, len(block), external=True)
+            write_index(rows, folder / record["index"])
+            hasher = BlockHasher()
+            hasher.update(block.view(np.uint8))
+            (folder / record["hashes"]).write_bytes(hasher.digests())
+            shards.append(record)
         num_documents += begin < last  # a last document without end-of-text
         documents_before += num_documents
         counts = {"documents": num_documents, "bytes": 0, "tokens": last - first}

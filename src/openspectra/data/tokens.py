@@ -1,105 +1,20 @@
-"""Token shards: the documents of one split as a single row of token ids.
-
-Each part of the corpus is tokenized by a job of its own (`build_token_part`); `build_tokens` lists the shards of all
-parts in order, and `Tokens` reads them. Every document ends with the end-of-text token.
-"""
+"""The tokens of one split: a single row of ids over the shards of all parts, checked before use, traced to documents."""
 
 import bisect
+import hashlib
 import json
 import os
-from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from openspectra.artifacts import Artifact, write_json
-from openspectra.config import TokenPartConfig, TokensConfig
-from openspectra.data.corpus import parts_of, role_of
-from openspectra.data.documents import Document, iterate
+from openspectra.artifacts import Artifact, sha256_of
 from openspectra.data.local_files import data_folder
-from openspectra.data.shards import INDEX_COLUMNS, ShardWriter, dtype_for, sha256_of_range
-from openspectra.data.tokenizer import end_of_text_id, fingerprint, load_tokenizer
+from openspectra.data.shards import DIGEST_BYTES, INDEX_COLUMNS, SHARDS
 from openspectra.errors import DamagedArtifactError, OpenSpectraError
-
-BATCH_CHARACTERS = 1_000_000
-"""Text handed to the tokenizer at a time, enough to keep its threads busy."""
-CHARACTERS_IN_FLIGHT = 2_000_000
-"""Text in the tokenizer at a time, but for a longer document: one batch is encoded while the one before is written.
-The tokenizer needs some 140 bytes of memory for each."""
-SHARDS = "shards.json"
-
-
-def build_token_part(config: TokenPartConfig, part: Artifact, tokenizer: Artifact, folder: Path) -> dict[str, Any]:
-    """Write the shards and indices of one part's splits; return counts, dtype and the tokenizer's fingerprint."""
-    encoder, end_of_text = load_tokenizer(tokenizer), end_of_text_id(tokenizer)
-    dtype = dtype_for(encoder.get_vocab_size())
-    splits = {}
-    for split in config.splits:
-        writer = ShardWriter(folder, split, dtype, config.tokens_per_shard)
-        sources = defaultdict(Counter)
-        for document, ids in encoded(encoder, iterate(part.file(f"{split}.parquet"))):
-            ids.append(end_of_text)
-            writer.add(ids, document.id, document.source)
-            sources[document.source].update(documents=1, bytes=len(document.text.encode()), tokens=len(ids))
-        counts = {source: dict(count) for source, count in sorted(sources.items())}
-        splits[split] = {"shards": writer.close(), "num_tokens": writer.num_tokens, "sources": counts}
-    return {"dtype": dtype.str, "tokenizer_sha256": fingerprint(tokenizer), "splits": splits}
-
-
-def build_tokens(config: TokensConfig, tokenizer: Artifact, *others: Artifact, folder: Path) -> dict[str, Any]:
-    """Write `shards.json`, the shards of all parts in order; return counts, dtype and the tokenizer's fingerprint.
-
-    Raises `DamagedArtifactError` where a part was made with another tokenizer.
-    """
-    parts = parts_of(others, "token_part")
-    shards, sources = [], defaultdict(Counter)
-    num_tokens = 0
-    for part in parts:
-        metrics = part.manifest.metrics
-        if metrics["tokenizer_sha256"] != fingerprint(tokenizer):
-            raise DamagedArtifactError(
-                f"{part.folder}: made with tokenizer {metrics['tokenizer_sha256'][:12]}, but {tokenizer.folder} is "
-                f"{fingerprint(tokenizer)[:12]}; tokenize this part again."
-            )
-        hashes = {record.path: record.sha256 for record in part.manifest.files}
-        split = metrics["splits"][config.split]
-        for shard in split["shards"]:
-            place = {"part": role_of(part), "part_first_token": num_tokens, "index_sha256": hashes[shard["index"]]}
-            shards.append(shard | place)
-        num_tokens += split["num_tokens"]
-        for source, count in split["sources"].items():
-            sources[source].update(count)
-    if not shards:
-        raise OpenSpectraError(f"tokens: split `{config.split}` has no tokens; give more documents or other fractions.")
-    write_json(folder / SHARDS, shards)
-    return {
-        "num_tokens": num_tokens,
-        "num_documents": sum(count["documents"] for count in sources.values()),
-        "num_shards": len(shards),
-        "dtype": parts[0].manifest.metrics["dtype"],
-        "tokenizer_sha256": fingerprint(tokenizer),
-        "sources": {source: dict(count) for source, count in sorted(sources.items())},
-    }
-
-
-def encoded(encoder, documents: Iterator[Document]) -> Iterator[tuple[Document, list[int]]]:
-    """Yield every document with its token ids, in order; the next batch is encoded meanwhile."""
-    with ThreadPoolExecutor(2) as pool:
-        waiting, characters = deque(), 0
-        for batch in _batches(documents):
-            size = sum(len(document.text) for document in batch)
-            while waiting and characters + size > CHARACTERS_IN_FLIGHT:
-                characters -= waiting[0][1]
-                yield from _results(*waiting.popleft())
-            texts = [document.text for document in batch]
-            waiting.append((batch, size, pool.submit(encoder.encode_batch_fast, texts)))
-            characters += size
-        while waiting:
-            yield from _results(*waiting.popleft())
 
 
 class Span(NamedTuple):
@@ -112,24 +27,26 @@ class Span(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """Tokens that lie one after the other in a file, and the index of their documents."""
+    """Tokens that lie one after the other in a file, with the index of their documents and the hashes of their blocks."""
 
     part: str
     """Role of the part among the artifact's parents; paths are relative to it, of ready files to the data folder."""
     path: str
     first_byte: int
     num_tokens: int
-    sha256: str
+    block_bytes: int
     external: bool
     """A ready token file in the data folder; else a file of the study's results."""
     index: str
     index_sha256: str
+    hashes: str
+    hashes_sha256: str
     part_first_token: int
     """Place in the split of the token that the index counts from."""
 
 
 class Tokens:
-    """The tokens of one split. A shard is checked against its hash once, before its first token is used."""
+    """The tokens of one split. A block of a shard is checked against its hash once, before its first token is used."""
 
     def __init__(self, artifact: Artifact):
         """Raises `DamagedArtifactError` naming a shard that is missing or of another size."""
@@ -139,7 +56,7 @@ class Tokens:
         self._shards = [Shard(**row) for row in rows]
         parents = artifact.manifest.parents.items()
         self._parts = {role: Path(os.path.normpath(artifact.folder / parent.path)) for role, parent in parents}
-        self._open: dict[int, np.memmap] = {}
+        self._open: dict[int, tuple[np.memmap, bytes, np.ndarray]] = {}
         self._last_index: dict[int, Any] = {}
         for shard in self._shards:
             self._check_size(shard)
@@ -170,8 +87,7 @@ class Tokens:
 
     def _slice(self, start: int, length: int) -> np.ndarray:
         pieces = [
-            self._tokens_of(number)[first : first + count].astype(np.int64)
-            for number, first, count in self._pieces(start, length)
+            self._checked(number, first, count).astype(np.int64) for number, first, count in self._pieces(start, length)
         ]
         return np.concatenate(pieces)
 
@@ -206,17 +122,33 @@ class Tokens:
             yield number, first, count
             start, length, number = start + count, length - count, number + 1
 
-    def _tokens_of(self, number: int) -> np.memmap:
-        if number not in self._open:
-            shard, path = self._shards[number], self._path(self._shards[number])
-            self._check_size(shard)
-            if sha256_of_range(path, shard.first_byte, shard.num_tokens * self.dtype.itemsize) != shard.sha256:
+    def _checked(self, number: int, first: int, count: int) -> np.ndarray:
+        """Return tokens of a shard, each block that holds one of them checked."""
+        tokens, digests, is_checked = self._opened(number)
+        shard = self._shards[number]
+        size = shard.block_bytes // self.dtype.itemsize
+        for block in range(first // size, (first + count - 1) // size + 1):
+            if is_checked[block]:
+                continue
+            digest = hashlib.sha256(tokens[block * size : (block + 1) * size]).digest()
+            if digest != digests[block * DIGEST_BYTES : (block + 1) * DIGEST_BYTES]:
                 raise DamagedArtifactError(
-                    f"{path}: its sha256 differs from {SHARDS}, so its content was altered; {self._remedy(shard)}"
+                    f"{self._path(shard)}: the sha256 of its block at byte {shard.first_byte + block * shard.block_bytes:,} "
+                    f"differs from {shard.hashes}, so it was altered; {self._remedy(shard)}"
                 )
-            self._open[number] = np.memmap(
-                path, dtype=self.dtype, mode="r", offset=shard.first_byte, shape=(shard.num_tokens,)
+            is_checked[block] = True
+        return tokens[first : first + count]
+
+    def _opened(self, number: int) -> tuple[np.memmap, bytes, np.ndarray]:
+        """Return the tokens of a shard, the digests of its blocks, and whether each block has been checked."""
+        if number not in self._open:
+            shard = self._shards[number]
+            self._check_size(shard)
+            digests = self._checked_file(shard, shard.hashes, shard.hashes_sha256).read_bytes()
+            tokens = np.memmap(
+                self._path(shard), dtype=self.dtype, mode="r", offset=shard.first_byte, shape=(shard.num_tokens,)
             )
+            self._open[number] = tokens, digests, np.zeros(len(digests) // DIGEST_BYTES, bool)
         return self._open[number]
 
     def _index_of(self, number: int):
@@ -226,12 +158,18 @@ class Tokens:
         if number in self._last_index:
             return self._last_index[number]
         shard = self._shards[number]
-        path = self._parts[shard.part] / shard.index
-        if not path.is_file() or sha256_of_range(path, 0, path.stat().st_size) != shard.index_sha256:
-            raise DamagedArtifactError(f"{path}: missing or altered; {self._remedy(shard)}")
+        path = self._checked_file(shard, shard.index, shard.index_sha256)
         # not read_table, which imports the data set reader
         self._last_index = {number: pyarrow.parquet.ParquetFile(path).read()}
         return self._last_index[number]
+
+    def _checked_file(self, shard: Shard, name: str, sha256: str) -> Path:
+        """Return a file that lies beside a shard's part. Raises `DamagedArtifactError` where it is missing or altered."""
+        path = self._parts[shard.part] / name
+        if not path.is_file() or sha256_of(path) != sha256:
+            part = self._parts[shard.part] / "manifest.json"
+            raise DamagedArtifactError(f"{path}: missing or altered; delete {part} and run the same command again.")
+        return path
 
     def _check_size(self, shard: Shard) -> None:
         path = self._path(shard)
@@ -248,20 +186,3 @@ class Tokens:
         if shard.external:
             return "fetch the file again."
         return f"delete {self._parts[shard.part] / 'manifest.json'} and run the same command again."
-
-
-def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    batch, characters = [], 0
-    for document in documents:
-        if batch and characters + len(document.text) > BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-        batch.append(document)
-        characters += len(document.text)
-    if batch:
-        yield batch
-
-
-def _results(batch: list[Document], size: int, encodings) -> Iterator[tuple[Document, list[int]]]:
-    for document, encoding in zip(batch, encodings.result(), strict=True):
-        yield document, encoding.ids

@@ -1,0 +1,108 @@
+"""The stages that make tokens: each part of the corpus tokenized by a job of its own, then the shards of all listed.
+
+Every document ends with the end-of-text token.
+"""
+
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from openspectra.artifacts import Artifact, write_json
+from openspectra.config import TokenPartConfig, TokensConfig
+from openspectra.data.corpus import parts_of, role_of
+from openspectra.data.documents import Document, iterate
+from openspectra.data.shards import SHARDS, ShardWriter, dtype_for, in_split
+from openspectra.data.tokenizer import end_of_text_id, fingerprint, load_tokenizer
+from openspectra.errors import DamagedArtifactError, OpenSpectraError
+
+BATCH_CHARACTERS = 1_000_000
+"""Text handed to the tokenizer at a time, enough to keep its threads busy."""
+CHARACTERS_IN_FLIGHT = 2_000_000
+"""Text in the tokenizer at a time, but for a longer document: one batch is encoded while the one before is written.
+The tokenizer needs some 140 bytes of memory for each."""
+
+
+def build_token_part(config: TokenPartConfig, part: Artifact, tokenizer: Artifact, folder: Path) -> dict[str, Any]:
+    """Write the shards and indices of one part's splits; return counts, dtype and the tokenizer's fingerprint."""
+    encoder, end_of_text = load_tokenizer(tokenizer), end_of_text_id(tokenizer)
+    dtype = dtype_for(encoder.get_vocab_size())
+    splits = {}
+    for split in config.splits:
+        writer = ShardWriter(folder, split, dtype, config.tokens_per_shard)
+        sources = defaultdict(Counter)
+        for document, ids in encoded(encoder, iterate(part.file(f"{split}.parquet"))):
+            ids.append(end_of_text)
+            writer.add(ids, document.id, document.source)
+            sources[document.source].update(documents=1, bytes=len(document.text.encode()), tokens=len(ids))
+        counts = {source: dict(count) for source, count in sorted(sources.items())}
+        splits[split] = {"shards": writer.close(), "num_tokens": writer.num_tokens, "sources": counts}
+    return {"dtype": dtype.str, "tokenizer_sha256": fingerprint(tokenizer), "splits": splits}
+
+
+def build_tokens(config: TokensConfig, tokenizer: Artifact, *others: Artifact, folder: Path) -> dict[str, Any]:
+    """Write `shards.json`, the shards of all parts in order; return counts, dtype and the tokenizer's fingerprint.
+
+    Raises `DamagedArtifactError` where a part was made with another tokenizer.
+    """
+    parts = parts_of(others, "token_part")
+    shards, sources = [], defaultdict(Counter)
+    num_tokens = 0
+    for part in parts:
+        metrics = part.manifest.metrics
+        if metrics["tokenizer_sha256"] != fingerprint(tokenizer):
+            raise DamagedArtifactError(
+                f"{part.folder}: made with tokenizer {metrics['tokenizer_sha256'][:12]}, but {tokenizer.folder} is "
+                f"{fingerprint(tokenizer)[:12]}; tokenize this part again."
+            )
+        split = metrics["splits"][config.split]
+        for shard in split["shards"]:
+            shards.append(in_split(shard, part, role_of(part), num_tokens))
+        num_tokens += split["num_tokens"]
+        for source, count in split["sources"].items():
+            sources[source].update(count)
+    if not shards:
+        raise OpenSpectraError(f"tokens: split `{config.split}` has no tokens; give more documents or other fractions.")
+    write_json(folder / SHARDS, shards)
+    return {
+        "num_tokens": num_tokens,
+        "num_documents": sum(count["documents"] for count in sources.values()),
+        "num_shards": len(shards),
+        "dtype": parts[0].manifest.metrics["dtype"],
+        "tokenizer_sha256": fingerprint(tokenizer),
+        "sources": {source: dict(count) for source, count in sorted(sources.items())},
+    }
+
+
+def encoded(encoder, documents: Iterator[Document]) -> Iterator[tuple[Document, list[int]]]:
+    """Yield every document with its token ids, in order; the next batch is encoded meanwhile."""
+    with ThreadPoolExecutor(2) as pool:
+        waiting, characters = deque(), 0
+        for batch in _batches(documents):
+            size = sum(len(document.text) for document in batch)
+            while waiting and characters + size > CHARACTERS_IN_FLIGHT:
+                characters -= waiting[0][1]
+                yield from _results(*waiting.popleft())
+            texts = [document.text for document in batch]
+            waiting.append((batch, size, pool.submit(encoder.encode_batch_fast, texts)))
+            characters += size
+        while waiting:
+            yield from _results(*waiting.popleft())
+
+
+def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    batch, characters = [], 0
+    for document in documents:
+        if batch and characters + len(document.text) > BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+        batch.append(document)
+        characters += len(document.text)
+    if batch:
+        yield batch
+
+
+def _results(batch: list[Document], size: int, encodings) -> Iterator[tuple[Document, list[int]]]:
+    for document, encoding in zip(batch, encodings.result(), strict=True):
+        yield document, encoding.ids
