@@ -26,6 +26,8 @@ from openspectra.errors import ConfigError
 
 HIT_COLUMNS = ("benchmark", "item", "document_id", "source", "num_ngrams", "first_ngram")
 FILTER_BITS = 24
+ORDER = np.uint64(0x9E3779B97F4A7C15)
+"""An odd number: what is multiplied by it stands before what is added."""
 
 
 class Ngrams(NamedTuple):
@@ -58,7 +60,7 @@ def check_contamination(
     write_csv(folder / "hits.csv", HIT_COLUMNS, (dict(zip(HIT_COLUMNS, hit, strict=True)) for hit in hits))
     found = Counter(benchmark for benchmark, _ in {hit[:2] for hit in hits})
     total = Counter(benchmark for benchmark, *_ in items)
-    checked = Counter(ngrams.names[item][0] for item in _checked(items, config.ngram_words))
+    checked = Counter(ngrams.names[item][0] for item in np.unique(ngrams.items).tolist())
     return {
         name: {"num_items": total[name], "num_too_short": total[name] - checked[name], "num_found": found[name]}
         for name in sorted(total)
@@ -87,19 +89,31 @@ def ngram_hashes(text: bytes, num_words: int) -> tuple[np.ndarray, np.ndarray, n
     if len(starts) < num_words:
         return np.empty(0, np.uint64), starts[:0], ends[:0]
     lengths = ends - starts
-    position = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    values = letters[inside].astype(np.uint64) * mix(position.astype(np.uint64))
-    words = mix(np.add.reduceat(values, np.cumsum(lengths) - lengths) + lengths.astype(np.uint64))
+    first_letters = np.cumsum(lengths) - lengths
+    position = np.arange(lengths.sum()) - np.repeat(first_letters, lengths)
+    values = letters[inside] * mix(np.arange(lengths.max(), dtype=np.uint64))[position]
+    words = mix(np.add.reduceat(values, first_letters) + lengths.astype(np.uint64))
     count = len(words) - num_words + 1
-    hashes = np.zeros(count, np.uint64)
-    for offset in range(num_words):
-        hashes = mix(hashes ^ words[offset : offset + count])
-    return hashes, starts[:count], ends[num_words - 1 :]
+    return _hashes_of_runs(words, num_words), starts[:count], ends[num_words - 1 :]
+
+
+def _hashes_of_runs(words: np.ndarray, num_words: int) -> np.ndarray:
+    """Return a hash for each `num_words` words in a row, put together from runs of 1, 2, 4, ... words."""
+    count = len(words) - num_words + 1
+    hashes, runs, length, taken = np.zeros(count, np.uint64), words, 1, 0
+    while True:
+        if num_words & length:
+            hashes = mix(hashes * ORDER + runs[taken : taken + count])
+            taken += length
+        if taken == num_words:
+            return hashes
+        runs = mix(runs[:-length] * ORDER + runs[length:])
+        length *= 2
 
 
 def _letters() -> np.ndarray:
     """Return the lower-case letter or digit of each byte, 0 for all that separates words; bytes of UTF-8 are letters."""
-    table = np.zeros(256, np.uint8)
+    table = np.zeros(256, np.uint64)
     for byte in range(256):
         if byte >= 128 or chr(byte).isalnum():
             table[byte] = byte if byte >= 128 else ord(chr(byte).lower())
@@ -126,12 +140,6 @@ def _search(path: Path, ngrams: Ngrams, num_words: int) -> list[tuple]:
             words = " ".join(text[starts[found[0]] : ends[found[0]]].decode(errors="replace").split())
             hits.append((*ngrams.names[item], document.id, document.source, len(found), words))
     return hits
-
-
-def _checked(items: list[tuple[str, str, list[str]]], num_words: int) -> Iterator[int]:
-    for number, (*_, texts) in enumerate(items):
-        if any(len(ngram_hashes(text.encode(errors="replace"), num_words)[0]) for text in texts):
-            yield number
 
 
 def _file_items(config: ContaminationConfig) -> Iterator[tuple[str, str, list[str]]]:
