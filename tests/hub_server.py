@@ -11,13 +11,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-API = re.compile(r"/api/datasets/(?P<repository>[^/]+/[^/]+)/(?P<kind>revision|tree)/(?P<commit>[^/]+)/?(?P<path>.*)")
-FILE = re.compile(r"/datasets/(?P<repository>[^/]+/[^/]+)/resolve/(?P<commit>[^/]+)/(?P<path>.+)")
+API = re.compile(
+    r"/api/datasets/(?P<repository>[^/]+/[^/]+)(/(?P<kind>revision|tree)/(?P<revision>[^/]+)/?(?P<path>.*))?"
+)
+FILE = re.compile(r"/datasets/(?P<repository>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 
 
 @contextmanager
 def hub(folder: Path, cuts: dict[str, int] | None = None) -> Iterator[str]:
     """Serve `folder/<owner>/<name>/<commit>/...` as data sets and yield the address for HF_ENDPOINT.
+
+    Branch `main` stands at the commit that is last by name.
 
     `cuts` counts by file name how many more answers break off in the middle of the body.
     """
@@ -42,35 +46,42 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         if found := FILE.fullmatch(path):
-            self.answer_file(self.folder / found["repository"] / found["commit"] / found["path"])
+            self.answer_file(self.commit(found["repository"], found["revision"]), found["path"])
         elif found := API.fullmatch(path):
-            self.answer_api(**found.groupdict())
+            root = self.commit(found["repository"], found["revision"] or "main")
+            self.answer_api(root, found["kind"] == "tree", found["path"] or "")
         else:
             self.answer(404)
 
     do_HEAD = do_GET
 
-    def answer_api(self, repository: str, kind: str, commit: str, path: str) -> None:
-        root = self.folder / repository / commit
+    def commit(self, repository: str, revision: str) -> Path:
+        root = self.folder / repository
+        return max(root.iterdir()) if revision == "main" and root.is_dir() else root / revision
+
+    def answer_api(self, root: Path, is_tree: bool, path: str) -> None:
         if not root.parent.is_dir():
             self.answer(401, x_error_code="RepoNotFound")
         elif not root.is_dir():
             self.answer(404, x_error_code="RevisionNotFound")
         elif not (root / path).is_dir():
             self.answer(404, x_error_code="EntryNotFound")
-        elif kind == "tree":
+        elif is_tree:
             self.answer(200, json.dumps([entry(file, root) for file in sorted((root / path).iterdir())]).encode())
         else:
             files = [{"rfilename": file.relative_to(root).as_posix()} for file in root.rglob("*") if file.is_file()]
-            self.answer(200, json.dumps({"id": repository, "sha": commit, "siblings": files}).encode())
+            self.answer(
+                200, json.dumps({"id": "/".join(root.parts[-3:-1]), "sha": root.name, "siblings": files}).encode()
+            )
 
-    def answer_file(self, path: Path) -> None:
+    def answer_file(self, root: Path, name: str) -> None:
+        path = root / name
         if not path.is_file():
             self.answer(404, x_error_code="EntryNotFound")
             return
         content = path.read_bytes()
         headers = {"etag": f'"{hashlib.sha256(content).hexdigest()}"', "accept_ranges": "bytes"}
-        headers["x_repo_commit"] = FILE.fullmatch(unquote(urlsplit(self.path).path))["commit"]
+        headers["x_repo_commit"] = root.name
         if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             first, last = int(wanted[1]), min(int(wanted[2] or len(content)), len(content) - 1)
             headers["content_range"] = f"bytes {first}-{last}/{len(content)}"

@@ -190,7 +190,8 @@ class CorpusConfig(Config):
     num_parts: Annotated[int, Field(ge=1, le=1000)] = 1
     """Parts of the corpus, by hash of the documents: as many jobs de-duplicate and tokenize in parallel."""
     benchmarks: dict[SourceName, BenchmarkFiles] = {}
-    """Benchmarks whose 13-grams are looked for in the train split, beside those that the study builds."""
+    """Items given as files, whose 13-grams are looked for in the train split: further benchmarks, or those of a task of
+    `evaluation` by its name. Items of all other tasks come from where evaluation takes them."""
 
     @model_validator(mode="after")
     def _weighted_alike(self):
@@ -232,6 +233,8 @@ class ContaminationConfig(Config):
     """The search for benchmark items in the train split."""
 
     benchmarks: dict[SourceName, BenchmarkFiles]
+    tasks: list[str] = []
+    """Tasks of lm-eval: their items come from the cache of `datasets`, as in evaluation."""
     ngram_words: PositiveInt = 13
     """Words in a row that make a hit; 13 as in GPT-3 (arXiv 2005.14165, appendix C)."""
 
@@ -399,6 +402,10 @@ class QuantizeConfig(Config):
     """Which of the disjoint sets that the seed gives."""
     seed: Seed
     """Seeds the draw of calibration sequences from the train split."""
+
+
+BUILT_TASKS = ("held_out_text", "cloze", "continuation", "minimal_pairs")
+"""Names of the benchmarks that a study can build; any other task is lm-eval's."""
 
 
 class TasksConfig(Config):

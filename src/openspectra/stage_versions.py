@@ -12,7 +12,7 @@ STAGE_VERSIONS = {
     "tokenizer": 2,
     "token_part": 2,
     "tokens": 3,
-    "contamination": 1,
+    "contamination": 2,
     "pretrain": 2,
     "checkpoint": 1,
     "quantize": 2,

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from openspectra.config import (
+    BUILT_TASKS,
     Bits,
     Config,
     ContaminationConfig,
@@ -289,8 +290,7 @@ class Study(Config):
     @property
     def checks_contamination(self) -> bool:
         """Whether there is text, and a benchmark to look for in it."""
-        built = self.evaluation and self.evaluation.built_tasks
-        return bool(self.corpus and (self.corpus.benchmarks or built))
+        return bool(self.corpus and (self.corpus.benchmarks or self.evaluation))
 
     @property
     def data_configs(self) -> dict[str, Config]:
@@ -320,7 +320,9 @@ class Study(Config):
         configs["corpus"] = corpus
         configs["tokens/parts"] = TokenPartConfig(splits=self.splits)
         if self.checks_contamination:
-            configs["contamination"] = ContaminationConfig(benchmarks=corpus.benchmarks)
+            suites = self.evaluation.suites.values() if self.evaluation else ()
+            named = {task for suite in suites for task in suite.tasks} - set(BUILT_TASKS) - set(corpus.benchmarks)
+            configs["contamination"] = ContaminationConfig(benchmarks=corpus.benchmarks, tasks=sorted(named))
         return configs
 
     def report_config(self, name: str) -> ReportConfig:

@@ -7,12 +7,16 @@ import random
 import pyarrow
 import pyarrow.parquet
 import pytest
-from data_study import DataStudy, corpus_of, study_of
+from conftest import run
+from data_study import ROOT, DataStudy, corpus_of, study_of
+from hub_server import hub
 
 from openspectra.artifacts import open_artifact
+from openspectra.config import BUILT_TASKS
 from openspectra.data.contamination import check_contamination, ngram_hashes
 from openspectra.data.corpus import documents_of
 from openspectra.errors import ConfigError
+from openspectra.study import load_study
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrst"]
 
@@ -96,8 +100,60 @@ def test_unknown_field_of_a_benchmark_is_named(tmp_path, data_folder):
         check(tmp_path, fields=["query"])
 
 
+@pytest.mark.slow
+def test_items_of_lm_eval_are_looked_for_as_evaluation_reads_them(tmp_path, data_folder):
+    """The first time with a hub, which fills the cache; the second time without one."""
+    rng = random.Random(0)
+    questions = [sentence(rng, 20) for _ in range(40)]
+    rows = [
+        {"id": str(n), "question": text, "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"}
+        for n, text in enumerate(questions)
+    ]
+    files = tmp_path / "hub/allenai/ai2_arc" / ("a" * 40)
+    for split in ("train", "validation", "test"):
+        (files / "ARC-Easy").mkdir(parents=True, exist_ok=True)
+        kept = rows if split == "test" else rows[:1]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(kept), files / f"ARC-Easy/{split}-00000-of-00001.parquet")
+    splits = "".join(f"  - {{split: {s}, path: ARC-Easy/{s}-*}}\n" for s in ("train", "validation", "test"))
+    (files / "README.md").write_text(f"---\nconfigs:\n- config_name: ARC-Easy\n  data_files:\n{splits}---\n")
+    documents = [f"{sentence(rng, 30)}. {questions[n]}. {sentence(rng, 30)}" for n in range(30)]
+    (data_folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    evaluation = {"suites": {"commonsense": {"tasks": ["arc_easy"], "batch_size": 1, "dtype": "float32"}}}
+    study = DataStudy(study_of(corpus=corpus_of(), evaluation=evaluation), tmp_path / "made")
+    corpus = study.corpus()
+    (tmp_path / "config.json").write_text(study.configs["contamination"].model_dump_json())
+    command = ["openspectra", "contamination", "--config", "config.json", "--corpus", "made/corpus", "--out"]
+    home = {"HF_HOME": str(tmp_path / "home")}
+    absent = run(*command, "absent", cwd=tmp_path, **home)
+    assert absent.returncode == 1
+    assert "arc_easy: its data are not in the cache of `datasets`" in absent.stdout.splitlines()[-1]
+    with hub(tmp_path / "hub") as address:
+        online = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0"}
+        assert run(*command, "online", cwd=tmp_path, **home, **online).returncode == 0
+    assert run(*command, "offline", cwd=tmp_path, **home).returncode == 0
+    artifacts = [open_artifact(tmp_path / name) for name in ("online", "offline")]
+    assert artifacts[0].sha256 == artifacts[1].sha256
+    train = {document.text for document in documents_of(corpus, "train")}
+    planted = {f"arc_easy:{n + 1}" for n in range(30) if documents[n] in train}
+    with artifacts[0].file("hits.csv").open() as file:
+        assert {row["item"] for row in csv.DictReader(file)} == planted
+    assert artifacts[0].manifest.metrics == {
+        "arc_easy": {"num_items": 40, "num_too_short": 0, "num_found": len(planted)}
+    }
+
+
+def test_a_study_looks_for_all_its_benchmarks(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name in ("ladder", "ladder-hub", "paper-text", "paper-fineweb"):
+        study = load_study(ROOT / f"studies/{name}.yaml")
+        config = study.data_configs["contamination"]
+        named = {task for suite in study.evaluation.suites.values() for task in suite.tasks}
+        assert named == set(config.tasks) | (named & set(config.benchmarks)), name
+
+
 def test_built_benchmarks_are_looked_for_too(tiny):
     metrics = open_artifact(tiny / "results/tiny/contamination").manifest.metrics
+    assert set(metrics) == set(BUILT_TASKS)
     assert {name: entry["num_items"] for name, entry in metrics.items()} == {
         "held_out_text": 5,
         "cloze": 12,

@@ -48,7 +48,7 @@ def check_contamination(
 
     `num_too_short` items have fewer words in every field than an n-gram has, and cannot be checked.
     """
-    items = list(chain(_file_items(config), chain.from_iterable(map(_task_items, tasks))))
+    items = [*_file_items(config), *chain.from_iterable(map(_built_items, tasks)), *_lm_eval_items(config.tasks)]
     ngrams = index_items([texts for *_, texts in items], [entry[:2] for entry in items], config.ngram_words)
     paths = [part.file("train.parquet") for part in corpus.parents("part")]
     search = partial(_search, ngrams=ngrams, num_words=config.ngram_words)
@@ -162,7 +162,17 @@ def _file_items(config: ContaminationConfig) -> Iterator[tuple[str, str, list[st
                     yield name, f"{path.name}:{number}", list(_strings(row))
 
 
-def _task_items(tasks: Artifact) -> Iterator[tuple[str, str, list[str]]]:
+def _lm_eval_items(names: list[str]) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield the items that lm-eval scores, by task or group; none of its 13,000 tasks is indexed where none is named."""
+    from openspectra.evaluation.harness import load_tasks
+
+    for name, loaded in load_tasks(names).items() if names else ():
+        for leaf, task in loaded["tasks"].items():
+            for number, document in enumerate(task.eval_docs, 1):
+                yield name, f"{leaf}:{number}", list(_strings(document))
+
+
+def _built_items(tasks: Artifact) -> Iterator[tuple[str, str, list[str]]]:
     for record in tasks.manifest.files:
         if record.path.endswith(".jsonl"):
             name = Path(record.path).stem

@@ -35,9 +35,7 @@ def evaluate(config: EvaluateConfig, model: Artifact, tasks: Artifact | None, fo
     model.verify()
     if tasks:
         tasks.verify()
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    runs = _load_tasks(config, tasks)
+    runs = list(load_tasks(config.tasks, tasks).values())
     lm = _load_model(config, model)
     scores = Scores(model_id=str(model.manifest.config.get("model_id", model.folder.name)))
     for run in runs:
@@ -46,24 +44,27 @@ def evaluate(config: EvaluateConfig, model: Artifact, tasks: Artifact | None, fo
     return scores.summary()
 
 
-def _load_tasks(config: EvaluateConfig, tasks: Artifact | None) -> list[dict[str, Any]]:
-    """Return lm-eval's loaded tasks and groups, one entry per name in the config.
+def load_tasks(names: list[str], tasks: Artifact | None = None) -> dict[str, dict[str, Any]]:
+    """Return lm-eval's loaded tasks and groups by name: those that `tasks` holds, else lm-eval's own from the cache.
 
     Indexing the 13,000 tasks that come with lm-eval takes seconds, so that is done only where one of them is named.
+    Raises `ConfigError` for a task nobody knows, `OpenSpectraError` for one whose data are not in the cache.
     """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     from lm_eval.tasks import TaskManager
 
     built = json.loads(tasks.file(TASK_TABLE).read_text(encoding="utf-8")) if tasks else {}
-    include_defaults = not set(config.tasks) <= set(built)
+    include_defaults = not set(names) <= set(built)
     manager = TaskManager(include_path=str(tasks.folder) if tasks else None, include_defaults=include_defaults)
-    _require_known(config.tasks, manager.all_tasks)
+    _require_known(names, manager.all_tasks)
     with tempfile.TemporaryDirectory(prefix="openspectra-") as cache:
-        return [
-            _load_built_task(name, built[name]["num_items"], manager, tasks, cache)
+        return {
+            name: _load_built_task(name, built[name]["num_items"], manager, tasks, cache)
             if name in built
             else _load_task(name, manager)
-            for name in config.tasks
-        ]
+            for name in names
+        }
 
 
 def _require_known(names: list[str], known: list[str]) -> None:
