@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import pickle
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import processor
 
 from openspectra.artifacts import open_artifact, write_artifact, write_json
 from openspectra.config import LlamaShape, PretrainConfig, TokenizerConfig, TokensConfig
@@ -260,9 +260,7 @@ def machine(device: str) -> str:
     """Return the name of what computes."""
     if device == "cuda":
         return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(os.sched_getaffinity(0))} cores {names[0] if names else platform.processor()}"
+    return processor()
 
 
 def default_precision(device: str) -> str:

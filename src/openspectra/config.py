@@ -8,7 +8,7 @@ import difflib
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -24,6 +24,9 @@ Bits = Literal[3, 4, 6, 8]
 FamilyName = Literal[FAMILY_NAMES]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Split = Literal["train", "valid", "test"]
+BuiltTask = Literal["held_out_text", "cloze", "continuation", "minimal_pairs"]
+"""The benchmarks that a study can build from its test split; any other task is lm-eval's."""
+BUILT_TASKS: tuple[BuiltTask, ...] = get_args(BuiltTask)
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -142,6 +145,8 @@ class FilesSource(SourceConfig):
     )
     """Paths or patterns; given by split, the documents keep that split, else it follows from their hash."""
     text_field: str = "text"
+    separator: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+    """What stands between the documents of a .txt file (an empty line: two line ends); without it a file is one document."""
     where: dict[str, str] = {}
     """Fields (`meta.set` for one inside another) and the value each must have: other rows are not of this source."""
 
@@ -404,10 +409,6 @@ class QuantizeConfig(Config):
     """Seeds the draw of calibration sequences from the train split."""
 
 
-BUILT_TASKS = ("held_out_text", "cloze", "continuation", "minimal_pairs")
-"""Names of the benchmarks that a study can build; any other task is lm-eval's."""
-
-
 class TasksConfig(Config):
     """Benchmarks built from the documents of the test split (see `evaluation/build_tasks.py`)."""
 
@@ -418,6 +419,8 @@ class TasksConfig(Config):
     """Characters of each such document, from its beginning."""
     num_items: PositiveInt
     """Items per task."""
+    tasks: Annotated[list[BuiltTask], Field(min_length=1)] = list(BUILT_TASKS)
+    """Which are built; `minimal_pairs` needs Python source."""
 
 
 class EvaluateConfig(Config):

@@ -195,6 +195,17 @@ class Study(Config):
         return self
 
     @model_validator(mode="after")
+    def _built_tasks_are_built(self):
+        if self.evaluation:
+            built = self.evaluation.built_tasks.tasks if self.evaluation.built_tasks else []
+            for name, suite in self.evaluation.suites.items():
+                if absent := [task for task in suite.tasks if task in BUILT_TASKS and task not in built]:
+                    raise ValueError(
+                        f"evaluation.suites.{name}.tasks: {', '.join(absent)} must be built; add to evaluation.built_tasks.tasks."
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _sizes_exist(self):
         length = self.training.sequence_length
         for name, family in self.families.items():

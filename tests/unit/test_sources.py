@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from openspectra.config import ReadConfig
+from openspectra.data import local_files as local_files_module
 from openspectra.data.read import clean
 from openspectra.data.rows import Row
 from openspectra.data.sources import rows_of
@@ -203,6 +204,34 @@ def test_texts_are_what_the_files_hold(data_folder):
         ("b.txt", "one\ntwo\n"),
         ("c/d.parquet:1", "é\r\n"),
     ]
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 2, 3, 7, 2**20])
+def test_text_file_is_divided_at_its_separator(data_folder, monkeypatch, chunk_bytes):
+    monkeypatch.setattr(local_files_module, "CHUNK_BYTES", chunk_bytes)
+    (data_folder / "a.txt").write_bytes(
+        b"\xef\xbb\xbfone\r\n<|end|>\r\r\ntwo<|end|><|end|>caf\xe9<|end|>" + b"x" * 50 + b"<|end|>last\r"
+    )
+    config = config_of(files=["a.txt"], separator="<|end|>").model_copy(update={"max_document_bytes": 40})
+    assert [(row.place, *clean(row, config)) for row in rows_of(config)] == [
+        ("a.txt:1", "one\n", None),
+        ("a.txt:2", "\r\ntwo", None),
+        ("a.txt:3", "", "empty"),
+        ("a.txt:4", "", "invalid_utf8"),
+        ("a.txt:5", "", "too_long"),
+        ("a.txt:6", "last\r", None),
+    ]
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.lists(st.text("ab\r\n", max_size=6), min_size=1), st.integers(1, 5))
+def test_divided_text_is_the_text(data_folder, monkeypatch, texts, chunk_bytes):
+    content = "\n\n".join(texts)
+    (data_folder / "a.txt").write_bytes(content.encode())
+    monkeypatch.setattr(local_files_module, "CHUNK_BYTES", chunk_bytes)
+    found = [row.content.decode() for row in rows_of(config_of(files=["a.txt"], separator="\n\n"))]
+    expected = content.replace("\r\n", "\n").split("\n\n")
+    assert found == expected[: len(expected) - (expected[-1] == "")]
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -101,7 +101,7 @@ def build_corpus(config: CorpusConfig, sources: Artifact, *parts: Artifact, fold
         if not total["documents"]:
             raise OpenSpectraError(
                 f"corpus: split `{split}` is empty (of {sum(c['kept'] for c in counts.values())} documents); "
-                "give more documents or other fractions."
+                "give more documents, other fractions, or the `separator` of documents in .txt files."
             )
     write_documents((d for part in parts for d in iterate(part.file("test.parquet"))), folder / "test.parquet")
     write_json(folder / CARD, card)

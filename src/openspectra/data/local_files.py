@@ -6,14 +6,16 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from openspectra.config import FilesSource, ReadConfig, StdlibSource
+from openspectra.config import FilesSource, ReadConfig
 from openspectra.data.rows import ROWS_AT_A_TIME, Row, is_taken, rows_of_table
 from openspectra.errors import ConfigError, OpenSpectraError
 
 BOM = b"\xef\xbb\xbf"
+CHUNK_BYTES = 2**20
 
 
 def data_folder() -> Path:
@@ -74,11 +76,38 @@ def read_rows(path: Path, source: FilesSource, max_bytes: int, name: str) -> Ite
         yield Row(name, None, problem="damaged_file")
 
 
-def read_text(path: Path, source: FilesSource | StdlibSource, max_bytes: int, name: str) -> Iterator[Row]:
+def read_text(path: Path, max_bytes: int, name: str) -> Iterator[Row]:
     """Yield the one row of a text file, without byte-order mark and with `\\n` line ends."""
     with _open(path) as file:
         content = file.read(max_bytes + 1).removeprefix(BOM).replace(b"\r\n", b"\n")
     yield Row(name, content)
+
+
+def _text(path: Path, source: FilesSource, max_bytes: int, name: str) -> Iterator[Row]:
+    if source.separator is None:
+        yield from read_text(path, max_bytes, name)
+        return
+    with _open(path) as file:
+        for number, piece in enumerate(_pieces(file, source.separator.encode(), max_bytes), 1):
+            yield Row(f"{name}:{number}", piece, problem="too_long" if piece is None else None)
+
+
+def _pieces(file: BinaryIO, separator: bytes, max_bytes: int) -> Iterator[bytes | None]:
+    """Yield what stands between separators, None for what is longer than `max_bytes`; of that little is in memory."""
+    data, is_long = b"", False
+    beginning = file.read(len(BOM)).removeprefix(BOM)
+    for chunk in chain([beginning], iter(lambda: file.read(CHUNK_BYTES), b"")):
+        while chunk.endswith(b"\r") and (more := file.read(1)):  # half a line end
+            chunk += more
+        data += chunk.replace(b"\r\n", b"\n")
+        *pieces, data = data.split(separator)
+        for piece in pieces:
+            yield None if is_long or len(piece) > max_bytes else piece
+            is_long = False
+        if len(data) > max_bytes + len(separator):
+            data, is_long = data[-len(separator) :], True
+    if is_long or data:
+        yield None if is_long or len(data) > max_bytes else data
 
 
 def _json_lines(path: Path, source: FilesSource, max_bytes: int, name: str) -> Iterator[Row]:
@@ -129,7 +158,7 @@ def _parquet(path: Path, source: FilesSource, max_bytes: int, name: str) -> Iter
 
 def _format(path: Path) -> Callable[[Path, FilesSource, int, str], Iterator[Row]] | None:
     suffixes = path.suffixes[-2:] if path.suffix in (".gz", ".zst") else [path.suffix]
-    plain = {".txt": read_text, ".jsonl": _json_lines} | ({} if len(suffixes) == 2 else {".parquet": _parquet})
+    plain = {".txt": _text, ".jsonl": _json_lines} | ({} if len(suffixes) == 2 else {".parquet": _parquet})
     return plain.get(suffixes[0])
 
 

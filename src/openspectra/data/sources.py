@@ -29,4 +29,4 @@ def _stdlib_rows(config: ReadConfig) -> Iterator[Row]:
     # _sysconfigdata holds the paths of the machine that built the interpreter
     paths = [path for path in paths if not path.name.startswith("_sysconfigdata")]
     for path in paths[config.job :: config.source.num_jobs]:
-        yield from read_text(path, config.source, config.max_document_bytes, path.relative_to(root).as_posix())
+        yield from read_text(path, config.max_document_bytes, path.relative_to(root).as_posix())

@@ -41,7 +41,8 @@ def index_token_file(config: TokenFilesConfig, tokenizer: Artifact, folder: Path
         shards, num_documents = [], 0
         begin = first  # of the document that the next token belongs to
         for start in range(first, last, config.tokens_per_shard):
-            block = np.asarray(tokens[start : min(start + config.tokens_per_shard, last)])
+            # read, not mapped: a mapped file counts as memory of this process as far as it has been looked at
+            block = np.fromfile(path, dtype, min(config.tokens_per_shard, last - start), offset=start * dtype.itemsize)
             if int(block.max()) >= vocab_size:
                 place = start + int(np.argmax(block >= vocab_size))
                 raise OpenSpectraError(

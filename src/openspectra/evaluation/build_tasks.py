@@ -46,19 +46,20 @@ class Task:
 
 
 def build_tasks(config: TasksConfig, corpus: Artifact, folder: Path, cwd_relative: str) -> dict[str, Any]:
-    """Write `<task>.jsonl` and `<task>.yaml` of four tasks and `tasks.json`; return the content of the latter.
+    """Write `<task>.jsonl` and `<task>.yaml` of each task and `tasks.json`; return the content of the latter.
 
     The YAML names its data as `<cwd_relative>/<task>.jsonl`, relative to the project's top folder, so that two clones
     hold the same bytes. Raises `ConfigError` where a task finds fewer items than the config asks for.
     """
     documents = [document for document in read_documents(corpus.file("test.parquet")) if document.text.strip()]
     Random(f"{config.seed}/documents").shuffle(documents)
-    tasks = [
-        _held_out_text(config, documents),
-        _cloze(config, documents),
-        _continuation(config, documents),
-        _minimal_pairs(config, documents),
-    ]
+    builders = {
+        "held_out_text": _held_out_text,
+        "cloze": _cloze,
+        "continuation": _continuation,
+        "minimal_pairs": _minimal_pairs,
+    }
+    tasks = [builders[name](config, documents) for name in config.tasks]
     _require_enough(config, corpus, tasks)
     for task in tasks:
         _write_task(task, folder, cwd_relative)
@@ -136,7 +137,7 @@ def _require_enough(config: TasksConfig, corpus: Artifact, tasks: list[Task]) ->
             hint = " (only Python source yields such items)" if task.name == "minimal_pairs" else ""
             problems.append(
                 f"built_tasks.{key}: task `{task.name}` finds {len(task.items)} items{hint} in {corpus.folder / 'test.parquet'}, "
-                f"and {wanted} are asked for; lower `{key}`, raise the corpus's `test_fraction`, or drop `built_tasks`."
+                f"and {wanted} are asked for; lower `{key}`, raise the corpus's `test_fraction`, or leave it out of `built_tasks.tasks`."
             )
     if problems:
         raise ConfigError(problems)
