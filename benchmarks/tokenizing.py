@@ -2,9 +2,9 @@
 
     python benchmarks/tokenizing.py --tokenizer data/tokenizer/20B_tokenizer.json data/corpora/*/train.parquet
 
-Both sides encode the same documents with the same threads, in turns and in processes of their own; raw is
-`encode_batch_fast` on texts in memory, ours goes from Parquet to finished shards with index and hashes. Ratios of one
-round are comparable on a quiet machine; on a shared one look at tokens per CPU second.
+Both sides encode the same documents with the same threads, in processes of their own that take turns; raw is
+`encode_batch_fast` on texts in memory, ours goes from Parquet to a finished artifact: tokenizer loaded, shards, index and
+hashes written. Each turn of ours is compared with the mean of the raw turns before and after it, as machines drift.
 """
 
 import argparse
@@ -15,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -30,42 +32,63 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path, help="Parquet files with a column `text`")
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--megabytes",
-        type=float,
-        default=150,
-        help="text per round; our side loads its tokenizer anew each time, a fifth of a second",
-    )
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--megabytes", type=float, default=40, help="text per turn")
     parser.add_argument("--side", choices=("raw", "ours"), help=argparse.SUPPRESS)
     parser.add_argument("--corpus", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        print(json.dumps({"raw": raw, "ours": ours}[options.side](options)))
+        take_turns({"raw": raw, "ours": ours}[options.side](options))
         return
     lines = [
         f"{datetime.now(UTC):%Y-%m-%d}, {processor()}, tokenizers {version('tokenizers')}, {options.threads} threads"
     ]
-    lines += ["", "| round | raw, tokens/s | ours, tokens/s | ratio | ratio per CPU second | peak memory of ours, MB |"]
-    lines += ["| ---: | ---: | ---: | ---: | ---: | ---: |"]
+    lines += ["", "| round | raw, tokens/s | ours, tokens/s | ratio | ratio per CPU second |"]
+    lines += ["| ---: | ---: | ---: | ---: | ---: |"]
+    ratios = []
     with tempfile.TemporaryDirectory() as folder:
         corpus = make_part(options, Path(folder) / "part")
-        ratios = {"tokens_per_second": [], "tokens_per_cpu_second": []}
-        for number in range(options.rounds):
-            order = ("raw", "ours") if number % 2 == 0 else ("ours", "raw")
-            found = {side: run_side(side, corpus) for side in order}
-            for key, values in ratios.items():
-                values.append(found["ours"][key] / found["raw"][key])
-            lines.append(
-                f"| {number + 1} | {found['raw']['tokens_per_second']:,.0f} | {found['ours']['tokens_per_second']:,.0f} "
-                f"| {ratios['tokens_per_second'][-1]:.1%} | {ratios['tokens_per_cpu_second'][-1]:.1%} "
-                f"| {found['ours']['peak_megabytes']:,.0f} |"
-            )
-            print(lines[-1], flush=True)
-    medians = [f"{statistics.median(values):.1%}" for values in ratios.values()]
-    lines += ["", f"Of the raw speed, median: {medians[0]}; per CPU second {medians[1]}."]
+        with side("raw", corpus) as raw_side, side("ours", corpus) as our_side:
+            before = turn(raw_side)
+            for number in range(1, options.rounds + 1):
+                found, after = turn(our_side), turn(raw_side)
+                speed, cpu_speed = (
+                    (before[key] + after[key]) / 2 for key in ("tokens_per_second", "tokens_per_cpu_second")
+                )
+                ratios.append((found["tokens_per_second"] / speed, found["tokens_per_cpu_second"] / cpu_speed))
+                rates = f"{speed:,.0f} | {found['tokens_per_second']:,.0f} | {ratios[-1][0]:.1%} | {ratios[-1][1]:.1%}"
+                lines.append(f"| {number} | {rates} |")
+                print(lines[-1], flush=True)
+                before = after
+    wall, cpu = (f"{statistics.median(values):.1%}" for values in zip(*ratios, strict=True))
+    lines += [
+        "",
+        f"Of the raw speed, median: {wall}; per CPU second {cpu}. Peak memory {found['peak_megabytes']:,.0f} MB.",
+    ]
     (HERE / "results/tokenizing.md").write_text("\n".join(lines) + "\n")
     print(lines[-1])
+
+
+@contextmanager
+def side(name: str, corpus: Path) -> Iterator[subprocess.Popen]:
+    """Start the process of one side, which waits for its turns."""
+    command = [sys.executable, *sys.argv, "--side", name, "--corpus", str(corpus)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.stdin.close()
+
+
+def turn(process: subprocess.Popen) -> dict[str, float]:
+    """Let a side tokenize the part once."""
+    print(file=process.stdin, flush=True)
+    return json.loads(process.stdout.readline())
+
+
+def take_turns(tokenize: Callable[[], int]) -> None:
+    """Tokenize once for every line that comes in, and answer with the speed."""
+    for _ in sys.stdin:
+        started = now()
+        print(json.dumps(measured(tokenize(), started)), flush=True)
 
 
 def make_part(options: argparse.Namespace, folder: Path) -> Path:
@@ -91,12 +114,7 @@ def make_part(options: argparse.Namespace, folder: Path) -> Path:
     return folder
 
 
-def run_side(side: str, corpus: Path) -> dict[str, float]:
-    command = [sys.executable, *sys.argv, "--side", side, "--corpus", str(corpus)]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-
-
-def raw(options: argparse.Namespace) -> dict[str, float]:
+def raw(options: argparse.Namespace) -> Callable[[], int]:
     os.environ["RAYON_NUM_THREADS"] = str(options.threads)
     import pyarrow.parquet
     from tokenizers import Tokenizer
@@ -104,13 +122,15 @@ def raw(options: argparse.Namespace) -> dict[str, float]:
     tokenizer = Tokenizer.from_file(str(options.tokenizer))
     texts = pyarrow.parquet.read_table(options.corpus / "train.parquet")["text"].to_pylist()
     tokenizer.encode_batch_fast(texts[:RAW_BATCH])  # threads and caches are up
-    started, num_tokens = now(), 0
-    for first in range(0, len(texts), RAW_BATCH):
-        num_tokens += sum(map(len, tokenizer.encode_batch_fast(texts[first : first + RAW_BATCH])))
-    return measured(num_tokens, started)
+
+    def tokenize() -> int:
+        batches = (texts[first : first + RAW_BATCH] for first in range(0, len(texts), RAW_BATCH))
+        return sum(sum(map(len, tokenizer.encode_batch_fast(batch))) for batch in batches)
+
+    return tokenize
 
 
-def ours(options: argparse.Namespace) -> dict[str, float]:
+def ours(options: argparse.Namespace) -> Callable[[], int]:
     os.environ["RAYON_NUM_THREADS"] = str(options.threads)
     from openspectra.artifacts import open_artifact, write_artifact
     from openspectra.config import TokenizerConfig, TokenPartConfig
@@ -125,10 +145,13 @@ def ours(options: argparse.Namespace) -> dict[str, float]:
     tokenizer, part = open_artifact(folder / "tokenizer"), open_artifact(options.corpus)
     load_tokenizer(tokenizer).encode_batch_fast(["threads are up"] * RAW_BATCH)
     config = TokenPartConfig(splits=["train"])
-    started = now()
-    with write_artifact(folder / "tokens", "token_part", config, {"part": part, "tokenizer": tokenizer}) as draft:
-        draft.metrics |= build_token_part(config, part, tokenizer, draft.folder)
-    return measured(draft.metrics["splits"]["train"]["num_tokens"], started)
+
+    def tokenize() -> int:
+        with write_artifact(folder / "tokens", "token_part", config, {"part": part, "tokenizer": tokenizer}) as draft:
+            draft.metrics |= build_token_part(config, part, tokenizer, draft.folder)
+        return draft.metrics["splits"]["train"]["num_tokens"]
+
+    return tokenize
 
 
 def now() -> tuple[float, float]:

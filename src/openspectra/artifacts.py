@@ -40,6 +40,8 @@ DISK_ERRORS = {
     errno.EIO: "mend the disk",
     errno.EROFS: "make it writable",
     errno.EACCES: "mend its permissions",
+    errno.ENOLCK: "mount it with support for locks",
+    errno.EOPNOTSUPP: "mount it with support for locks",
 }
 """What a disk may refuse, and the way out."""
 RECORDED_PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "datasets", "gptqmodel", "lm_eval", "numpy")
@@ -230,7 +232,7 @@ def write_artifact(
 
 @contextmanager
 def only_writer(out: Path) -> Iterator[None]:
-    """Hold the lock of an artifact's folder, which is made where it is missing; once held, a process may take it again.
+    """Hold the lock of an artifact's folder, which is made where it is missing; the thread that holds it may take it again.
 
     The lock ends with the process that holds it; `owner.json` says whose it is. Raises `OpenSpectraError` naming the
     owner where another process writes here: one that outlived the workflow that started it, or a second workflow.
@@ -241,7 +243,10 @@ def only_writer(out: Path) -> Iterator[None]:
         try:
             lock.acquire()
         except Timeout:
-            who = owner.read_text() if owner.exists() else "another process"
+            try:
+                who = owner.read_text()
+            except FileNotFoundError:  # it begins or ends just now
+                who = "another process"
             raise OpenSpectraError(f"{out}: {who} is writing here; wait for it or stop it.") from None
         try:
             if lock.lock_counter == 1:
@@ -350,7 +355,7 @@ def _disk_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
+        if error.errno not in DISK_ERRORS or (error.errno in (errno.EACCES, errno.EROFS) and not error.filename):
             raise
         raise OpenSpectraError(
             f"{error.filename or out}: {os.strerror(error.errno)}; {DISK_ERRORS[error.errno]} and run the same command again."

@@ -126,7 +126,7 @@ class SourceConfig(Config):
     dirty: dict[Problem, Literal["fail", "skip"]] = {}
     """What to do with dirty documents: `fail` where a problem is not listed; `skip` leaves out, counts and lists them."""
     num_jobs: Annotated[int, Field(ge=1, le=1000)] = 1
-    """Jobs that read the source in parallel, each a share of its files; changes no document."""
+    """Jobs that read the source in parallel, each a share of its files; changes no document. More than files: some idle."""
 
 
 class StdlibSource(SourceConfig):

@@ -4,7 +4,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 
@@ -44,4 +44,5 @@ def log_to(path: Path | None, rank: int = 0) -> Iterator[None]:
         streams.close()
         for handler in handlers:
             root.removeHandler(handler)
-            handler.close()
+            with suppress(OSError):  # a full disk: what the run ended with says so
+                handler.close()

@@ -7,8 +7,8 @@ manifest, so artifacts of two versions are never taken for each other.
 STAGE_VERSIONS = {
     "source": 2,
     "sources": 1,
-    "part": 1,
-    "corpus": 2,
+    "part": 2,
+    "corpus": 3,
     "tokenizer": 2,
     "token_part": 2,
     "tokens": 3,

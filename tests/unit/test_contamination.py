@@ -93,6 +93,14 @@ def test_ngram_hashes_are_equal_for_equal_words_and_no_others():
     assert ngram_hashes(b"ab c", 2)[0] != ngram_hashes(b"a bc", 2)[0]
 
 
+def test_punctuation_outside_ascii_separates_words_and_letters_do_not():
+    plain = ngram_hashes(b"he said we go to the caf now or later ok", 4)[0]
+    curly = "\u201che said\u2014we\u00a0go to \u00abthe caf\u00bb\u2026 now or later\u3000ok\u201d"
+    assert (ngram_hashes(curly.encode(), 4)[0] == plain).all()
+    assert len(ngram_hashes("déjà vu à Zürich 東京".encode(), 5)[0]) == 1
+    assert ngram_hashes("café x".encode(), 2)[0] != ngram_hashes(b"caf x", 2)[0]
+
+
 def test_unknown_field_of_a_benchmark_is_named(tmp_path, data_folder):
     pyarrow.parquet.write_table(pyarrow.table({"question": ["a"]}), data_folder / "bench.parquet")
     (data_folder / "a.jsonl").write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(50)))

@@ -79,6 +79,7 @@ def test_jobs_and_parts_change_no_document(tmp_path, data_folder, num_jobs, num_
     assert many.file("test.parquet").read_bytes() == one.file("test.parquet").read_bytes()
     assert many.manifest.metrics["counts"] == one.manifest.metrics["counts"]
     assert many.manifest.metrics["counts"]["duplicates"] == 15
+    assert card_of(many) == card_of(one)
 
 
 def test_slices_and_row_groups_change_no_document(tmp_path, data_folder, monkeypatch):

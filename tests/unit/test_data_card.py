@@ -2,13 +2,16 @@
 
 import json
 
+import pandas as pd
 import pyarrow
 import pyarrow.parquet
 from data_study import DataStudy, corpus_of, study_of, texts
 
 from openspectra.artifacts import open_artifact, write_artifact
 from openspectra.data.contamination import check_contamination
-from openspectra.reporting.data_card import data_cards
+from openspectra.data.corpus import documents_of
+from openspectra.data.documents import hash_of
+from openspectra.reporting.data_card import data_card
 
 
 def test_card_shows_sources_splits_tokens_and_benchmarks(tmp_path, monkeypatch):
@@ -25,19 +28,32 @@ def test_card_shows_sources_splits_tokens_and_benchmarks(tmp_path, monkeypatch):
     tokens, corpus = study.tokens("train"), open_artifact(tmp_path / "made/corpus")
     with write_artifact(tmp_path / "made/contamination", "contamination", study.configs["contamination"], {}) as draft:
         draft.metrics |= check_contamination(study.configs["contamination"], corpus, folder=draft.folder)
-    documents, train, valid, test, found = data_cards([corpus, tokens, open_artifact(tmp_path / "made/contamination")])
-    rows = dict(documents.rows)
-    assert documents.columns == ["a", "b"]
-    assert rows["Licence"] == ["CC0-1.0", "not stated"]
-    assert [rows[key] for key in ("Read", "Kept", "Duplicates", "Skipped: empty")] == [
-        ["66", "30"],
-        ["60", "30"],
-        ["5", "0"],
-        ["1", "0"],
+    card = data_card([corpus, tokens, open_artifact(tmp_path / "made/contamination")])
+    views = {title: {row.name: [cell.text for cell in row.cells] for row in view.rows} for title, view in card.views}
+    assert [title for title, _ in card.views[0][1].columns] == [
+        "Read",
+        "Kept",
+        "Duplicates",
+        "Skipped: empty",
+        "Licence",
     ]
-    assert sum(int(dict(table.rows)["Documents"][0]) for table in (train, valid, test)) == 60
-    total = sum(int(count.replace(",", "")) for count in dict(train.rows)["Tokens, end of text included"])
-    assert total == tokens.manifest.metrics["num_tokens"]
-    assert "Tokens, end of text included" not in dict(test.rows)
-    assert dict(found.rows)["Items"] == ["1"]
-    assert data_cards([]) == []
+    assert views["Documents by source"] == {
+        "a": ["66", "60", "5", "1", "CC0-1.0"],
+        "b": ["30", "30", "0", "0", "missing"],
+    }
+    train, valid, test = (views[f"Split {split} by source"] for split in ("train", "valid", "test"))
+    assert sum(int(split["a"][0]) for split in (train, valid, test)) == 60
+    assert train["all"][0] == str(int(train["a"][0]) + int(train["b"][0]))
+    assert int(train["all"][2].replace(",", "")) == tokens.manifest.metrics["num_tokens"]
+    assert (len(train["all"]), len(test["all"])) == (5, 3)  # the test split is never tokenized
+    assert views["Benchmark items that share 13 words in a row with the train split"]["bench"][0] == "1"
+    assert [drawing.name for drawing in card.lengths.drawings] == ["lengths_train", "lengths_valid", "lengths_test"]
+    assert "a" in card.lengths.drawings[0].alt and "<svg" in card.lengths.drawings[0].svg
+    table = card.table.set_index(["split", "source"])
+    assert table.loc[("train", "a"), "license"] == "CC0-1.0" and pd.isna(table.loc[("test", "a"), "tokens"])
+    hashes = [
+        sum(int(hash_of(d.text.encode()), 16) for d in documents_of(corpus, split) if d.source == source) % 2**128
+        for split, source in table.index
+    ]
+    assert [int(digits, 16) for digits in table["hash"]] == hashes
+    assert data_card([]) is None

@@ -3,6 +3,7 @@
 Each read is the real command in a process of its own, because the libraries take the hub's address when imported.
 """
 
+import gzip
 import json
 import sys
 from pathlib import Path
@@ -57,6 +58,18 @@ def repository(tmp_path_factory) -> Path:
     (folder / "people/broken" / NEW).mkdir(parents=True)
     for name, content in broken.items():
         (folder / "people/broken" / NEW / name).write_text(content)
+    changing = {"train-0.jsonl": lines(["good"]), "train-1.jsonl": lines(["good too"], language="en")}
+    packed = {
+        "train-0.jsonl.gz": gzip.compress(lines(["whole"]).encode()),
+        "train-1.jsonl.gz": gzip.compress(lines(["cut"]).encode())[:-9],
+    }
+    squeezed = {"train-0.jsonl.zst": pyarrow.compress(lines(["small"]).encode(), codec="zstd", asbytes=True)}
+    for name, files in (("changing", changing), ("packed", packed), ("squeezed", squeezed)):
+        (folder / "people" / name / NEW).mkdir(parents=True)
+        for file, content in files.items():
+            (folder / "people" / name / NEW / file).write_bytes(
+                content if isinstance(content, bytes) else content.encode()
+            )
     (folder / "people/columns" / NEW).mkdir(parents=True)
     for number in range(3):
         path = folder / "people/columns" / NEW / f"train-{number}.parquet"
@@ -100,6 +113,16 @@ def test_rows_keep_their_split_and_name_file_and_row(repository, tmp_path):
         for row, text in enumerate(texts(100, seed=file), 1)
     ]
     assert documents(out) == sorted([*expected, ("people/text/validation/00000:1", "held out", "valid")])
+
+
+def test_compressed_files_are_read_and_idle_jobs_read_nothing(repository, tmp_path):
+    with hub(repository) as address:
+        for job, expected in ((0, ["small"]), (1, [])):
+            (tmp_path / str(job)).mkdir()
+            finished, out = read(address, tmp_path / str(job), path="people/squeezed", num_jobs=2, job=job)
+            assert finished.returncode == 0, finished.stdout
+            counts = open_artifact(out).manifest.metrics["counts"]
+            assert counts == {"read": len(expected), "documents": len(expected), "skipped": {}}
 
 
 def test_older_commit_gives_the_older_text(repository, tmp_path):
@@ -153,10 +176,10 @@ def test_connection_lost_in_the_middle_changes_no_byte(repository, tmp_path):
         ({"split": "trian"}, 2, "people/text: Bad split: trian. Available splits: ['train', 'validation']; correct path"),
         ({"name": "german"}, 2, "people/text: BuilderConfig 'german' not found"),
         ({"text_field": "text"}, 2, "people/text/train/00000: no column 'text'; it has ['body', 'meta']"),
-        ({"num_jobs": 4}, 2, "corpus.sources.web.num_jobs: people/text has 3 files in 'train'; got 4"),
+        ({"path": "people/changing"}, 2, "people/changing/train/00001: columns or types differ from those that the data set"),
         ({"path": "people/broken"}, 1, "people/broken/train/00001: the file is truncated or damaged"),
     ],
-    ids=["data set", "commit", "split", "subset", "field", "jobs", "damaged file"],
+    ids=["data set", "commit", "split", "subset", "field", "schema", "damaged file"],
 )  # fmt: skip
 def test_what_the_hub_does_not_have_is_named_in_one_line(repository, tmp_path, source, code, message):
     with hub(repository) as address:
@@ -168,7 +191,11 @@ def test_what_the_hub_does_not_have_is_named_in_one_line(repository, tmp_path, s
 
 @pytest.mark.parametrize(
     ("name", "file", "kept"),
-    [("broken", 1, ["good", "too"]), ("columns", 2, [f"row {n} of {file}" for file in range(2) for n in range(500)])],
+    [
+        ("broken", 1, ["good", "too"]),
+        ("packed", 1, ["whole"]),
+        ("columns", 2, [f"row {n} of {file}" for file in range(2) for n in range(500)]),
+    ],
 )
 def test_damaged_file_can_be_skipped_and_the_others_are_read(repository, tmp_path, name, file, kept):
     with hub(repository) as address:

@@ -206,6 +206,25 @@ def test_texts_are_what_the_files_hold(data_folder):
     ]
 
 
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbf" + b"x" * 98, b"line\r\n" * 17, b"y" * 101])
+@pytest.mark.parametrize("separator", [None, "<|end|>"])
+def test_text_just_above_the_limit_is_never_cut_to_fit(data_folder, content, separator):
+    (data_folder / "a.txt").write_bytes(content)
+    for limit, problem in ((100, "too_long"), (len(content), None)):
+        config = config_of(files=["a.txt"], separator=separator).model_copy(update={"max_document_bytes": limit})
+        (row,) = rows_of(config)
+        text, found = clean(row, config)
+        fits = separator and not content.startswith(b"y")  # a piece counts without mark and carriage returns
+        assert found == (None if fits else problem)
+        assert found or text == content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").decode()
+
+
+def test_hidden_files_are_no_text_and_line_ends_of_a_separator_are_those_of_the_text(data_folder):
+    (data_folder / ".DS_Store").write_bytes(b"\0\0")
+    (data_folder / "a.txt").write_bytes(b"a\r\n\r\nb")
+    assert [text for _, text, _ in read(files=["*"], separator="\r\n\r\n")] == ["a", "b"]
+
+
 @pytest.mark.parametrize("chunk_bytes", [1, 2, 3, 7, 2**20])
 def test_text_file_is_divided_at_its_separator(data_folder, monkeypatch, chunk_bytes):
     monkeypatch.setattr(local_files_module, "CHUNK_BYTES", chunk_bytes)

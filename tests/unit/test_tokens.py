@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from data_study import ROOT, DataStudy, corpus_of, study_of, texts
 
-from openspectra.artifacts import open_artifact
-from openspectra.config import QuantizeConfig
+from openspectra.artifacts import open_artifact, write_artifact, write_json
+from openspectra.config import QuantizeConfig, TokensConfig
 from openspectra.data import shards as shards_module
 from openspectra.data import tokenizing as tokenizing_module
 from openspectra.data.calibration import draw_calibration
 from openspectra.data.corpus import documents_of
-from openspectra.data.shards import ShardWriter, dtype_for
+from openspectra.data.shards import SHARDS, ShardWriter, dtype_for, in_split
 from openspectra.data.tokenizer import end_of_text_id, load_tokenizer
 from openspectra.data.tokens import Tokens
 from openspectra.errors import ConfigError, DamagedArtifactError, OpenSpectraError
@@ -80,6 +80,7 @@ def test_batches_change_no_token(made, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENSPECTRA_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(shards_module, "BLOCK_BYTES", BLOCK_BYTES)
     monkeypatch.setattr(tokenizing_module, "BATCH_CHARACTERS", 700)
+    monkeypatch.setattr(tokenizing_module, "CHARACTERS_IN_FLIGHT", 1400)
     again = make(tmp_path)
     hashes = [open_artifact(study.folder / "tokens/train").sha256 for study in (again, made)]
     assert hashes[0] == hashes[1]
@@ -190,6 +191,36 @@ def test_blocks_have_the_hashes_of_their_bytes(monkeypatch):
             hasher.update(content[first : first + 7])
         expected = [hashlib.sha256(content[first : first + 10]).digest() for first in range(0, size, 10)]
         assert hasher.digests() == b"".join(expected)
+
+
+@pytest.mark.parametrize("vocab_size", [60_000, 100_000])
+@pytest.mark.parametrize("tokens_per_shard", [1, 7, 64, 10_000])
+def test_tokens_of_either_width_are_read_as_written(tmp_path, monkeypatch, vocab_size, tokens_per_shard):
+    monkeypatch.setattr(shards_module, "BLOCK_BYTES", 64)
+    rng, dtype = np.random.default_rng(tokens_per_shard), dtype_for(vocab_size)
+    with write_artifact(tmp_path / "part", "token_part", TokensConfig(split="train"), {}) as draft:
+        writer = ShardWriter(draft.folder, "train", dtype, tokens_per_shard)
+        documents = [rng.integers(vocab_size, size=int(size)).tolist() for size in rng.integers(1, 90, 12)]
+        for number, ids in enumerate(documents):
+            writer.add(ids, str(number), "files")
+        shards = writer.close()
+    part = open_artifact(tmp_path / "part")
+    with write_artifact(tmp_path / "tokens", "tokens", TokensConfig(split="train"), {"part": part}) as draft:
+        listed = [in_split(shard, part, "part", 0) for shard in shards]
+        write_json(draft.folder / SHARDS, listed)
+        draft.metrics["dtype"] = dtype.str
+    tokens, expected = Tokens(open_artifact(tmp_path / "tokens")), sum(documents, [])
+    assert len(tokens) == len(expected)
+    indices = rng.permutation(tokens.num_sequences(9))
+    for index, sample in zip(indices.tolist(), tokens.sequences(indices, 9).tolist(), strict=True):
+        assert sample == expected[9 * index :][:10]
+    shard = rng.choice(sorted((tmp_path / "part").glob("*.bin")))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 128
+    shard.write_bytes(content)
+    with pytest.raises(DamagedArtifactError, match=rf"{shard.name}: the sha256 of its block"):
+        tokens = Tokens(open_artifact(tmp_path / "tokens"))
+        tokens.sequences(np.arange(len(tokens) - 1), 1)
 
 
 def test_ids_are_never_cast(tmp_path):

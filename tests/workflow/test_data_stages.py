@@ -187,11 +187,11 @@ def test_full_disk_ends_in_one_line_and_leaves_nothing(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "out").mkdir()
     for size, code in (("200k", 1), ("20m", 0)):
-        script = f"mount -t tmpfs -o size={size} tmpfs out && openspectra read --config config.json --out out; code=$?; ls -A out; exit $code"
+        script = f"mount -t tmpfs -o size={size} tmpfs out && openspectra read --config config.json --out out/web --log out/log; code=$?; ls -A out/web; exit $code"
         finished = run(*in_namespace("mount"), "sh", "-c", script, cwd=tmp_path)
         assert finished.returncode == code, finished.stdout
         if code:
-            line = "openspectra: out: No space left on device; make room and run the same command again.\n"
+            line = "openspectra: out/web: No space left on device; make room and run the same command again.\n"
             assert finished.stdout == line
         else:
             assert "manifest.json" in finished.stdout

@@ -1,6 +1,6 @@
 """Benchmark items in the training text: 13 words in a row that both hold (GPT-3, arXiv 2005.14165, appendix C).
 
-Words are runs of letters and digits in lower case; everything else separates them. N-grams are compared as 64-bit
+Words are runs of letters and digits, those of ASCII in lower case; white space and punctuation separate them. N-grams are compared as 64-bit
 hashes, and every hit is listed with its words, so that it can be read.
 """
 
@@ -82,7 +82,10 @@ def index_items(texts: list[list[str]], names: list[tuple[str, str]], num_words:
 
 def ngram_hashes(text: bytes, num_words: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return a hash per n-gram (uint64), and the first byte and the end of each in `text` (UTF-8)."""
-    letters = _LETTERS[np.frombuffer(text, np.uint8)]
+    codes = np.frombuffer(text, np.uint8)
+    letters = _LETTERS[codes]
+    if not text.isascii():
+        letters[_is_separator(codes)] = 0
     inside = letters > 0
     starts = np.flatnonzero(inside & ~np.concatenate(([False], inside[:-1])))
     ends = np.flatnonzero(inside & ~np.concatenate((inside[1:], [False]))) + 1
@@ -109,6 +112,16 @@ def _hashes_of_runs(words: np.ndarray, num_words: int) -> np.ndarray:
             return hashes
         runs = mix(runs[:-length] * ORDER + runs[length:])
         length *= 2
+
+
+def _is_separator(codes: np.ndarray) -> np.ndarray:
+    """Return which bytes of UTF-8 belong to the punctuation, spaces and symbols of U+0080 to BF, U+2000 to 207F, U+3000 to 3F."""
+    two = codes[:-1] == 0xC2
+    three = np.isin(codes[:-2], (0xE2, 0xE3)) & (codes[1:-1] == 0x80) | (codes[:-2] == 0xE2) & (codes[1:-1] == 0x81)
+    found = np.zeros(len(codes), bool)
+    for offset, first in ((0, two), (1, two), (0, three), (1, three), (2, three)):
+        found[offset : offset + len(first)] |= first
+    return found
 
 
 def _letters() -> np.ndarray:

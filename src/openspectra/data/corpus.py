@@ -67,7 +67,7 @@ def build_part(config: PartConfig, sources: Artifact, folder: Path) -> dict[str,
                 counted["kept"] += 1
                 kept = Document(document.hash[:16], document.text, document.source, document.place)
                 writers[split].add(kept)
-                card[split][document.source].add(kept)
+                card[split][document.source].add(kept, document.hash)
             last = document.hash
     for writer in writers.values():
         writer.close()
@@ -141,25 +141,31 @@ def read_documents(path: Path) -> list[Document]:
 
 
 def card_of(corpus: Artifact) -> dict[str, Any]:
-    """Return the data card: per source its licence, counts, and per split documents, bytes and lengths."""
+    """Return the data card: per source its licence, counts, and per split documents, bytes, lengths and hash."""
     return json.loads(corpus.file(CARD).read_text(encoding="utf-8"))
 
 
 class _Card:
-    """Documents, bytes and a histogram of lengths: documents of 2^k to 2^(k+1) - 1 bytes by k."""
+    """Documents, bytes, a histogram of lengths (documents of 2^k to 2^(k+1) - 1 bytes by k), and a hash of them all.
+
+    The hash is the sum of the documents' own, modulo 2^128: equal for equal documents, in whatever files, order, jobs
+    and parts they came.
+    """
 
     def __init__(self):
-        self.documents, self.bytes, self.lengths = 0, 0, Counter()
+        self.documents, self.bytes, self.lengths, self.hash = 0, 0, Counter(), 0
 
-    def add(self, document: Document) -> None:
+    def add(self, document: Document, document_hash: str) -> None:
         size = len(document.text.encode())
         self.documents += 1
         self.bytes += size
         self.lengths[size.bit_length() - 1] += 1
+        self.hash = (self.hash + int(document_hash, 16)) % 2**128
 
     def as_dict(self) -> dict[str, Any]:
         lengths = {str(power): self.lengths[power] for power in sorted(self.lengths)}
-        return {"documents": self.documents, "bytes": self.bytes, "length_log2_bytes": lengths}
+        totals = {"documents": self.documents, "bytes": self.bytes, "hash": f"{self.hash:032x}"}
+        return totals | {"length_log2_bytes": lengths}
 
 
 def _merged(cards: Iterable[dict[str, Any] | None]) -> dict[str, Any]:
@@ -168,6 +174,7 @@ def _merged(cards: Iterable[dict[str, Any] | None]) -> dict[str, Any]:
         total.documents += card["documents"]
         total.bytes += card["bytes"]
         total.lengths.update({int(power): count for power, count in card["length_log2_bytes"].items()})
+        total.hash = (total.hash + int(card["hash"], 16)) % 2**128
     return total.as_dict()
 
 

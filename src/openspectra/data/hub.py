@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from openspectra.config import HubSource, ReadConfig
-from openspectra.data.rows import ROWS_AT_A_TIME, Row, rows_of_table
+from openspectra.data.rows import NOT_READABLE, ROWS_AT_A_TIME, Row, rows_of_table
 from openspectra.errors import ConfigError, OpenSpectraError
 
 if TYPE_CHECKING:
@@ -18,21 +18,15 @@ logger = logging.getLogger("traceback")
 def hub_rows(config: ReadConfig) -> Iterator[Row]:
     """Yield the rows of one job's share of the files, by split and file; places are `data set/split/number of file:row`.
 
-    Raises `ConfigError` for what the data set does not have, `OpenSpectraError` where the hub cannot be reached.
+    A file is the finest unit of damage here: what `datasets` cannot read ends it. Raises `ConfigError` for what the data
+    set does not have, `OpenSpectraError` where the hub cannot be reached.
     """
     source = config.source
     for split, hub_split in source.split.items() if isinstance(source.split, dict) else [(None, source.split)]:
         rows = _open(config.name, source, hub_split)
-        if source.num_jobs > rows.num_shards:
-            raise ConfigError(
-                [
-                    f"corpus.sources.{config.name}.num_jobs: {source.path} has {rows.num_shards} files in "
-                    f"{hub_split!r}; got {source.num_jobs}. Give as many or fewer."
-                ]
-            )
         for file in range(config.job, rows.num_shards, source.num_jobs):
-            name = f"{source.path}/{hub_split}/{file:05d}"
-            for row in _file_rows(rows.shard(rows.num_shards, file), source, name):
+            place = f"{source.path}/{hub_split}/{file:05d}"
+            for row in _file_rows(rows.shard(rows.num_shards, file), source, config.name, place):
                 yield row._replace(split=split)
 
 
@@ -49,26 +43,41 @@ def _open(name: str, source: HubSource, hub_split: str) -> "datasets.IterableDat
     except (datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:  # RuntimeError: a loading script
         problem = _first_line(error)
     except (OSError, HTTPError) as error:
-        raise _unreachable(source.path, error) from None
+        raise _no_answer(name, source.path, error) from None
     raise ConfigError([f"corpus.sources.{name}: {source.path}: {problem}; correct path, name, revision or split."])
 
 
-def _file_rows(rows: "datasets.IterableDataset", source: HubSource, name: str) -> Iterator[Row]:
+def _file_rows(rows: "datasets.IterableDataset", source: HubSource, name: str, place: str) -> Iterator[Row]:
+    from datasets.exceptions import CastError
     from huggingface_hub.errors import HTTPError
 
     number = 1
     try:
         for table in rows.iter(ROWS_AT_A_TIME):
-            yield from rows_of_table(table, source, name, number)
+            yield from rows_of_table(table, source, place, number)
             number += table.num_rows
+    except (CastError, TypeError) as error:
+        raise ConfigError(
+            [
+                f"corpus.sources.{name}: {place}: columns or types differ from those that the data set begins with "
+                f"({_first_line(error)}); name a subset, or fetch the files and read them with adapter `files`."
+            ]
+        ) from None
     except (ConnectionError, TimeoutError, HTTPError) as error:  # after the many tries of `datasets`
-        raise _unreachable(name, error) from None
-    except (ValueError, OSError):  # what pyarrow and the readers of JSON and text say of content that is none
-        logger.info("%s: not readable", name, exc_info=True)
-        yield Row(name, None, problem="damaged_file")
+        raise _no_answer(name, place, error) from None
+    except NOT_READABLE:
+        logger.info("%s: not readable", place, exc_info=True)
+        yield Row(place, None, problem="damaged_file")
 
 
-def _unreachable(place: str, error: Exception) -> OpenSpectraError:
+def _no_answer(name: str, place: str, error: Exception) -> OpenSpectraError:
+    response = getattr(error, "response", None)
+    if response is not None and 400 <= response.status_code < 500:
+        return ConfigError(
+            [
+                f"corpus.sources.{name}: {place}: the hub refuses it ({_first_line(error)}); get access, or correct the source."
+            ]
+        )
     return OpenSpectraError(
         f"{place}: the hub cannot be reached ({type(error).__name__}: {_first_line(error)}); "
         "run the same command again where there is a network."

@@ -4,14 +4,13 @@ import gzip
 import io
 import json
 import os
-import zlib
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from openspectra.config import FilesSource, ReadConfig
-from openspectra.data.rows import ROWS_AT_A_TIME, Row, is_taken, rows_of_table
+from openspectra.data.rows import NOT_READABLE, ROWS_AT_A_TIME, Row, is_taken, rows_of_table
 from openspectra.errors import ConfigError, OpenSpectraError
 
 BOM = b"\xef\xbb\xbf"
@@ -60,15 +59,15 @@ def input_files(config: ReadConfig) -> list[tuple[Path, str | None]]:
 
 
 def matching_files(pattern: str) -> list[Path]:
-    """Return the files below the data folder that a path or pattern names, by name."""
-    return sorted(path for path in data_folder().glob(pattern) if path.is_file())
+    """Return the files below the data folder that a path or pattern names, by name; hidden files are none of them."""
+    return sorted(path for path in data_folder().glob(pattern) if path.is_file() and path.name[0] != ".")
 
 
 def read_rows(path: Path, source: FilesSource, max_bytes: int, name: str) -> Iterator[Row]:
     """Yield the rows of one local file; `name` stands for it in places."""
     try:
         yield from _format(path)(path, source, max_bytes, name)
-    except (OSError, EOFError, zlib.error, ValueError) as error:  # pyarrow's errors are OSError and ValueError
+    except NOT_READABLE as error:
         if getattr(error, "errno", None) is not None:
             raise OpenSpectraError(
                 f"{path}: cannot be read ({error.strerror}); check the disk and permissions."
@@ -79,16 +78,20 @@ def read_rows(path: Path, source: FilesSource, max_bytes: int, name: str) -> Ite
 def read_text(path: Path, max_bytes: int, name: str) -> Iterator[Row]:
     """Yield the one row of a text file, without byte-order mark and with `\\n` line ends."""
     with _open(path) as file:
-        content = file.read(max_bytes + 1).removeprefix(BOM).replace(b"\r\n", b"\n")
-    yield Row(name, content)
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        yield Row(name, None, problem="too_long")
+    else:
+        yield Row(name, content.removeprefix(BOM).replace(b"\r\n", b"\n"))
 
 
 def _text(path: Path, source: FilesSource, max_bytes: int, name: str) -> Iterator[Row]:
     if source.separator is None:
         yield from read_text(path, max_bytes, name)
         return
+    separator = source.separator.encode().replace(b"\r\n", b"\n")  # as in the text
     with _open(path) as file:
-        for number, piece in enumerate(_pieces(file, source.separator.encode(), max_bytes), 1):
+        for number, piece in enumerate(_pieces(file, separator, max_bytes), 1):
             yield Row(f"{name}:{number}", piece, problem="too_long" if piece is None else None)
 
 

@@ -1,5 +1,6 @@
 """A row: what stands at a place where a document should be. What all adapters share."""
 
+import zlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,6 +10,8 @@ from openspectra.errors import ConfigError
 if TYPE_CHECKING:
     import pyarrow
 
+NOT_READABLE = (OSError, EOFError, zlib.error, ValueError)
+"""What reading damaged content ends in; pyarrow's errors are OSError and ValueError."""
 ROWS_AT_A_TIME = 64
 """Rows of a table that are decoded at a time."""
 

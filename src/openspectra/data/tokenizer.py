@@ -38,7 +38,8 @@ def build_tokenizer(config: TokenizerConfig, *corpus: Artifact, folder: Path) ->
     if config.file:  # as it is, so that its fingerprint stays the published one
         shutil.copyfile(data_folder() / config.file, folder / "tokenizer.json")
     else:
-        tokenizer.save(str(folder / "tokenizer.json"))
+        text = tokenizer.to_str(pretty=True)  # not `save`, whose errors say nothing of a disk
+        (folder / "tokenizer.json").write_text(text, encoding="utf-8")
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), config.end_of_text)
     # the class name that both transformers 4 and 5 know
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special})

@@ -1,66 +1,157 @@
 """The data card of a study: per source what was read, kept and left out, and what each split holds of it."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
+
+import pandas as pd
 
 from openspectra.artifacts import Artifact
 from openspectra.data.corpus import CARD, card_of
-from openspectra.reporting.formats import counted
-from openspectra.reporting.provenance import SettingsTable
+from openspectra.reporting.drawing import (
+    COLOURS,
+    SMALL_INCHES,
+    Drawing,
+    legend_below,
+    log_x_axis,
+    panel,
+    to_drawing,
+)
+from openspectra.reporting.formats import Cell, counted, missing, scaled
+from openspectra.reporting.provenance import SHORT_HASH
+from openspectra.reporting.sections import FigureGroup
+from openspectra.reporting.views import Row, View
 
-NOTE = "not stated"
+SPLITS = ("train", "valid", "test")
+KINDS = list(COLOURS)
+"""The colours of the models serve for the sources too, in their order."""
+LEGEND_COLUMNS = 3
+ALL = "all"
 
 
-def data_cards(artifacts: Iterable[Artifact]) -> list[SettingsTable]:
-    """Return a table of the corpus by source, one per split, and one of benchmark items found; none without a corpus."""
+@dataclass(frozen=True)
+class DataCard:
+    """What the page shows of the data."""
+
+    views: list[tuple[str, View]]
+    """Tables with their titles."""
+    lengths: FigureGroup
+    table: pd.DataFrame
+    """One row per split and source: split, source, license, documents, bytes, tokens, hash."""
+
+
+def data_card(artifacts: Iterable[Artifact]) -> DataCard | None:
+    """Return the tables and figures of the corpus; nothing where the study has no text."""
     artifacts = list(artifacts)
     corpus = next((a for a in artifacts if any(record.path == CARD for record in a.manifest.files)), None)
     if corpus is None:
-        return []
+        return None
     card = card_of(corpus)
-    names = list(card)
-    tables = [SettingsTable("Documents by source", names, _counts(card))]
-    for split in ("train", "valid", "test"):
-        tokens = next((a.manifest.metrics for a in artifacts if a.manifest.config.get("split") == split), {})
-        tables.append(SettingsTable(f"Split {split} by source", names, _split(card, split, tokens.get("sources", {}))))
+    table = _table(card, artifacts)
+    views = [("Documents by source", _counts(card)), *((f"Split {s} by source", _split(table, s)) for s in SPLITS)]
     found = next((a.manifest.metrics for a in artifacts if a.manifest.stage == "contamination"), None)
     if found:
-        keys = {"num_items": "Items", "num_too_short": "Items under 13 words", "num_found": "Items found in train"}
-        rows = [(title, [counted(found[name][key]) for name in found]) for key, title in keys.items()]
-        tables.append(
-            SettingsTable("Benchmark items that share 13 words in a row with the train split", list(found), rows)
-        )
-    return tables
+        views.append(("Benchmark items that share 13 words in a row with the train split", _contamination(found)))
+    lengths = FigureGroup(
+        "Lengths of documents",
+        "Share of a source's documents by their length, in bins of a factor of two.",
+        [_lengths(card, split) for split in SPLITS],
+    )
+    return DataCard(views, lengths, table)
 
 
-def _counts(card: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    counts = [source["counts"] for source in card.values()]
-    reasons = sorted({reason for count in counts for reason in count["skipped"]})
-    return [
-        ("Licence", [source["license"] or NOTE for source in card.values()]),
-        ("Read", [counted(count["read"]) for count in counts]),
-        ("Kept", [counted(count["kept"]) for count in counts]),
-        ("Duplicates", [counted(count["duplicates"]) for count in counts]),
-        *((f"Skipped: {reason}", [counted(count["skipped"].get(reason, 0)) for count in counts]) for reason in reasons),
-    ]
-
-
-def _split(card: dict[str, Any], split: str, tokens: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """Return documents, bytes and lengths by source, and tokens where the split was tokenized."""
-    of = [source["splits"][split] for source in card.values()]
+def _table(card: dict[str, Any], artifacts: list[Artifact]) -> pd.DataFrame:
+    tokens = {
+        a.manifest.config["split"]: a.manifest.metrics["sources"] for a in artifacts if a.manifest.stage == "tokens"
+    }
     rows = [
-        ("Documents", [counted(entry["documents"]) for entry in of]),
-        ("Bytes", [counted(entry["bytes"]) for entry in of]),
+        {
+            "split": split,
+            "source": name,
+            "license": source["license"],
+            "documents": source["splits"][split]["documents"],
+            "bytes": source["splits"][split]["bytes"],
+            "tokens": tokens[split].get(name, {}).get("tokens", 0) if split in tokens else None,
+            "hash": source["splits"][split]["hash"],
+        }
+        for split in SPLITS
+        for name, source in card.items()
     ]
-    if tokens:
-        counts = [tokens.get(name, {}).get("tokens", 0) for name in card]
-        rows.append(("Tokens, end of text included", [counted(count) for count in counts]))
-        ratios = [f"{entry['bytes'] / count:.2f}" if count else "" for entry, count in zip(of, counts, strict=True)]
-        rows.append(("Bytes per token", ratios))
-    powers = sorted({int(power) for entry in of for power in entry["length_log2_bytes"]})
-    for power in powers:
-        counts = [entry["length_log2_bytes"].get(str(power), 0) for entry in of]
-        rows.append(
-            (f"Documents of {2**power:,} to {2 ** (power + 1) - 1:,} bytes", [counted(count) for count in counts])
-        )
-    return rows
+    return pd.DataFrame(rows).astype({"tokens": "Int64"})
+
+
+def _counts(card: dict[str, Any]) -> View:
+    reasons = sorted({reason for source in card.values() for reason in source["counts"]["skipped"]})
+    columns = ["Read", "Kept", "Duplicates", *(f"Skipped: {reason}" for reason in reasons), "Licence"]
+    rows = []
+    for number, (name, source) in enumerate(card.items()):
+        counts = source["counts"]
+        numbers = [
+            counts["read"],
+            counts["kept"],
+            counts["duplicates"],
+            *(counts["skipped"].get(r, 0) for r in reasons),
+        ]
+        licence = Cell(source["license"]) if source["license"] else missing("the study does not state a licence")
+        rows.append(_row(number, name, [*map(_count, numbers), licence]))
+    return View([(title, "") for title in columns], rows)
+
+
+def _split(table: pd.DataFrame, split: str) -> View:
+    """Return documents, bytes and hash by source and in all, and tokens where the split was tokenized."""
+    of = table[table["split"] == split]
+    total = {
+        "source": ALL,
+        "documents": of["documents"].sum(),
+        "bytes": of["bytes"].sum(),
+        "tokens": of["tokens"].sum(),
+    }
+    total["hash"] = f"{sum(int(digits, 16) for digits in of['hash']) % 2**128:032x}"
+    is_tokenized = of["tokens"].notna().all()
+    rows = []
+    for number, row in enumerate([*of.to_dict("records"), *([total] if len(of) > 1 else [])]):
+        cells = [_count(row["documents"]), _count(row["bytes"])]
+        if is_tokenized:
+            ratio = row["bytes"] / row["tokens"] if row["tokens"] else None
+            cells += [_count(row["tokens"]), Cell("", None) if ratio is None else Cell(f"{ratio:.2f}", ratio)]
+        rows.append(_row(number, row["source"], [*cells, Cell(row["hash"][:SHORT_HASH] if row["documents"] else "")]))
+    tokens = [("Tokens", "end of text included"), ("Bytes per token", "")] if is_tokenized else []
+    return View([("Documents", ""), ("Bytes", ""), *tokens, ("Hash", "of the documents")], rows)
+
+
+def _contamination(found: dict[str, Any]) -> View:
+    columns = {"num_items": "Items", "num_too_short": "Under 13 words", "num_found": "Found in train"}
+    rows = [Row(name, "", "", [_count(entry[key]) for key in columns]) for name, entry in found.items()]
+    return View([(title, "") for title in columns.values()], rows)
+
+
+def _lengths(card: dict[str, Any], split: str) -> Drawing:
+    """Return the histograms of one split: a line per source that has documents in it."""
+    sources = {name: source["splits"][split] for name, source in card.items()}
+    legend_rows = -(-sum(bool(entry["documents"]) for entry in sources.values()) // LEGEND_COLUMNS)
+    with panel(SMALL_INCHES, legend_rows) as (figure, axes):
+        for number, (name, entry) in enumerate(sources.items()):
+            if entry["documents"]:
+                counts = {int(power): count for power, count in entry["length_log2_bytes"].items()}
+                powers = range(min(counts), max(counts) + 1)
+                shares = [100 * counts.get(power, 0) / entry["documents"] for power in powers]
+                edges = [2.0**power for power in (*powers, max(counts) + 1)]
+                colour = COLOURS[KINDS[number % len(KINDS)]]
+                axes.stairs(shares, edges, baseline=None, color=colour, linewidth=1.4, label=name)
+        axes.set_title(split)
+        axes.set_xlabel("Bytes")
+        axes.set_ylabel("Documents (%)")
+        axes.set_ylim(bottom=0)
+        log_x_axis(axes, scaled)
+        legend_below(figure, axes, LEGEND_COLUMNS)
+        named = ", ".join(name for name, entry in sources.items() if entry["documents"])
+        return to_drawing(figure, f"lengths_{split}", f"Histogram of document lengths in split {split}: {named}.")
+
+
+def _row(number: int, name: str, cells: list[Cell]) -> Row:
+    kind = KINDS[number % len(KINDS)] if name != ALL else ""
+    return Row(name, kind, ALL if name == ALL else "", cells)
+
+
+def _count(value: float) -> Cell:
+    return Cell(counted(value), float(value))

@@ -15,7 +15,7 @@ from openspectra.artifacts import Artifact
 from openspectra.config import ReportConfig
 from openspectra.model_ids import ModelId
 from openspectra.reporting import provenance, sections, sweep, tables, ternary, twins, views
-from openspectra.reporting.data_card import data_cards
+from openspectra.reporting.data_card import DataCard, data_card
 from openspectra.reporting.drawing import Drawing
 from openspectra.reporting.findings import findings
 from openspectra.reporting.load import Results, load_results
@@ -38,6 +38,7 @@ class Page:
     scaling: list[FigureGroup] = field(default_factory=list)
     gap_figures: FigureGroup | None = None
     training: list[FigureGroup] = field(default_factory=list)
+    data: DataCard | None = None
     rates: FigureGroup | None = None
     choices: views.View | None = None
     runs: views.View | None = None
@@ -46,7 +47,7 @@ class Page:
 
     @property
     def drawings(self) -> list[Drawing]:
-        groups = [*self.scaling, self.gap_figures, *self.training, self.rates]
+        groups = [*self.scaling, self.gap_figures, *self.training, self.rates, self.data and self.data.lengths]
         return [drawing for group in groups if group for drawing in group.drawings]
 
 
@@ -66,6 +67,7 @@ def write_report(
         page.rate_notes = sweep.remarks(rates_table)
         _fill_rates(page, sweep.read_rates(rates_table))
     _fill_training(page, folder)
+    _fill_data(page, folder)
     for drawing in page.drawings:
         svg = f'<?xml version="1.0" encoding="utf-8"?>\n{drawing.svg}'
         (folder / f"{drawing.name}.svg").write_text(svg, encoding="utf-8")
@@ -106,6 +108,14 @@ def _fill_training(page: Page, folder: Path) -> None:
         if len(table):
             tables.write_csv(table, folder / name)
             page.downloads.append(name)
+
+
+def _fill_data(page: Page, folder: Path) -> None:
+    """Show the data card and write its table; a study of ready tokens has none."""
+    page.data = data_card(page.results.artifacts)
+    if page.data:
+        tables.write_csv(page.data.table, folder / "data.csv")
+        page.downloads.append("data.csv")
 
 
 def _fill_sweep(page: Page, folder: Path) -> dict[str, Any]:
@@ -155,7 +165,6 @@ def _render(page: Page) -> str:
         results=page.results,
         facts=sections.headline(page.results, page.losses),
         settings=provenance.settings(page.results),
-        data_cards=data_cards(page.results.artifacts),
         assumptions=provenance.assumptions(),
         lineage=provenance.lineage(page.results.artifacts),
         commits=provenance.commits(page.results.artifacts),
