@@ -40,6 +40,7 @@ rule all:
 rule prefetch:  # all that may need a network: run it where there is one
     input:
         SOURCE_JOBS,
+        BENCHMARKS,
 
 
 rule corpus:

@@ -49,7 +49,7 @@ def check(study: Annotated[Path, typer.Argument(help="Study file (YAML).")]) -> 
 
 @app.command()
 def read(config: Config, out: Out, job: Annotated[int, typer.Option("--job", min=0)] = 0, log: Log = None) -> None:
-    """Read one job's share of a source: the only step that may touch the network."""
+    """Read one job's share of a source; one on the hub needs the network."""
     from openspectra.config import ReadConfig
     from openspectra.data.read import read_source
 
@@ -151,11 +151,22 @@ def tokens(
 
 
 @app.command()
+def benchmarks(config: Config, out: Out, log: Log = None) -> None:
+    """Fetch the items of lm-eval's tasks, and with them the cache that evaluation reads; may touch the network."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "0")
+    from openspectra.config import BenchmarksConfig
+    from openspectra.evaluation.benchmarks import fetch_benchmarks
+
+    _run_stage("benchmarks", BenchmarksConfig, config, out, log, {}, fetch_benchmarks)
+
+
+@app.command()
 def contamination(
     config: Config,
     out: Out,
     corpus: Corpus,
     tasks: Annotated[Path | None, typer.Option("--tasks", help="Artifact of built benchmarks.")] = None,
+    benchmarks: Annotated[Path | None, typer.Option("--benchmarks", help="Artifact of fetched items.")] = None,
     threads: Threads = 1,
     log: Log = None,
 ) -> None:
@@ -167,6 +178,7 @@ def contamination(
         return check_contamination(config, *parents, folder=folder, num_processes=threads)
 
     parents = {"corpus": (corpus, "corpus")} | ({"tasks": (tasks, "tasks")} if tasks else {})
+    parents |= {"benchmarks": (benchmarks, "benchmarks")} if benchmarks else {}
     _run_stage("contamination", ContaminationConfig, config, out, log, parents, run)
 
 

@@ -196,7 +196,7 @@ class CorpusConfig(Config):
     """Parts of the corpus, by hash of the documents: as many jobs de-duplicate and tokenize in parallel."""
     benchmarks: dict[SourceName, BenchmarkFiles] = {}
     """Items given as files, whose 13-grams are looked for in the train split: further benchmarks, or those of a task of
-    `evaluation` by its name. Items of all other tasks come from where evaluation takes them."""
+    `evaluation` by its name. Items of all other tasks are fetched as lm-eval reads them."""
 
     @model_validator(mode="after")
     def _weighted_alike(self):
@@ -234,12 +234,16 @@ class PartConfig(Config):
     sample_fraction: Rate
 
 
+class BenchmarksConfig(Config):
+    """The items of lm-eval's own tasks, fetched where there is a network."""
+
+    tasks: list[str]
+
+
 class ContaminationConfig(Config):
     """The search for benchmark items in the train split."""
 
     benchmarks: dict[SourceName, BenchmarkFiles]
-    tasks: list[str] = []
-    """Tasks of lm-eval: their items come from the cache of `datasets`, as in evaluation."""
     ngram_words: PositiveInt = 13
     """Words in a row that make a hit; 13 as in GPT-3 (arXiv 2005.14165, appendix C)."""
 

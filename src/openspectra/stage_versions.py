@@ -12,6 +12,7 @@ STAGE_VERSIONS = {
     "tokenizer": 2,
     "token_part": 2,
     "tokens": 3,
+    "benchmarks": 1,
     "contamination": 2,
     "pretrain": 2,
     "checkpoint": 1,

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from openspectra.config import (
     BUILT_TASKS,
+    BenchmarksConfig,
     Bits,
     Config,
     ContaminationConfig,
@@ -299,6 +300,12 @@ class Study(Config):
         return self.corpus.num_parts if self.corpus else len(self.token_files.parts)
 
     @property
+    def lm_eval_tasks(self) -> list[str]:
+        """Tasks of the evaluation that the study does not build: their data come from the hub."""
+        suites = self.evaluation.suites.values() if self.evaluation else ()
+        return sorted({task for suite in suites for task in suite.tasks} - set(BUILT_TASKS))
+
+    @property
     def checks_contamination(self) -> bool:
         """Whether there is text, and a benchmark to look for in it."""
         return bool(self.corpus and (self.corpus.benchmarks or self.evaluation))
@@ -308,6 +315,8 @@ class Study(Config):
         """Resolved configs of sources, corpus, tokenizer and tokens; jobs and parts of one kind share theirs."""
         configs: dict[str, Config] = {"tokenizer": self.tokenizer}
         configs |= {f"tokens/{split}": TokensConfig(split=split) for split in self.splits}
+        if self.lm_eval_tasks:
+            configs["benchmarks"] = BenchmarksConfig(tasks=self.lm_eval_tasks)
         if self.token_files:
             return configs | {"tokens/parts": self.token_files}
         corpus = self.corpus
@@ -331,9 +340,7 @@ class Study(Config):
         configs["corpus"] = corpus
         configs["tokens/parts"] = TokenPartConfig(splits=self.splits)
         if self.checks_contamination:
-            suites = self.evaluation.suites.values() if self.evaluation else ()
-            named = {task for suite in suites for task in suite.tasks} - set(BUILT_TASKS) - set(corpus.benchmarks)
-            configs["contamination"] = ContaminationConfig(benchmarks=corpus.benchmarks, tasks=sorted(named))
+            configs["contamination"] = ContaminationConfig(benchmarks=corpus.benchmarks)
         return configs
 
     def report_config(self, name: str) -> ReportConfig:

@@ -109,7 +109,7 @@ def test_unknown_field_of_a_benchmark_is_named(tmp_path, data_folder):
 
 
 @pytest.mark.slow
-def test_items_of_lm_eval_are_looked_for_as_evaluation_reads_them(tmp_path, data_folder):
+def test_items_of_lm_eval_are_fetched_once_and_looked_for(tmp_path, data_folder):
     """The first time with a hub, which fills the cache; the second time without one."""
     rng = random.Random(0)
     questions = [sentence(rng, 20) for _ in range(40)]
@@ -129,8 +129,9 @@ def test_items_of_lm_eval_are_looked_for_as_evaluation_reads_them(tmp_path, data
     evaluation = {"suites": {"commonsense": {"tasks": ["arc_easy"], "batch_size": 1, "dtype": "float32"}}}
     study = DataStudy(study_of(corpus=corpus_of(), evaluation=evaluation), tmp_path / "made")
     corpus = study.corpus()
-    (tmp_path / "config.json").write_text(study.configs["contamination"].model_dump_json())
-    command = ["openspectra", "contamination", "--config", "config.json", "--corpus", "made/corpus", "--out"]
+    for name in ("benchmarks", "contamination"):
+        (tmp_path / f"{name}.json").write_text(study.configs[name].model_dump_json())
+    command = ["openspectra", "benchmarks", "--config", "benchmarks.json", "--out"]
     home = {"HF_HOME": str(tmp_path / "home")}
     absent = run(*command, "absent", cwd=tmp_path, **home)
     assert absent.returncode == 1
@@ -139,24 +140,27 @@ def test_items_of_lm_eval_are_looked_for_as_evaluation_reads_them(tmp_path, data
         online = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0"}
         assert run(*command, "online", cwd=tmp_path, **home, **online).returncode == 0
     assert run(*command, "offline", cwd=tmp_path, **home).returncode == 0
-    artifacts = [open_artifact(tmp_path / name) for name in ("online", "offline")]
-    assert artifacts[0].sha256 == artifacts[1].sha256
+    online, offline = (open_artifact(tmp_path / name, "benchmarks") for name in ("online", "offline"))
+    assert online.sha256 == offline.sha256 and online.manifest.metrics == {"num_items": {"arc_easy": 40}}
+    command = ["openspectra", "contamination", "--config", "contamination.json", "--corpus", "made/corpus"]
+    finished = run(*command, "--benchmarks", "online", "--out", "found", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stdout
+    found = open_artifact(tmp_path / "found")
     train = {document.text for document in documents_of(corpus, "train")}
     planted = {f"arc_easy:{n + 1}" for n in range(30) if documents[n] in train}
-    with artifacts[0].file("hits.csv").open() as file:
+    with found.file("hits.csv").open() as file:
         assert {row["item"] for row in csv.DictReader(file)} == planted
-    assert artifacts[0].manifest.metrics == {
-        "arc_easy": {"num_items": 40, "num_too_short": 0, "num_found": len(planted)}
-    }
+    assert found.manifest.metrics == {"arc_easy": {"num_items": 40, "num_too_short": 0, "num_found": len(planted)}}
 
 
 def test_a_study_looks_for_all_its_benchmarks(monkeypatch):
     monkeypatch.chdir(ROOT)
     for name in ("ladder", "ladder-hub", "paper-text", "paper-fineweb"):
         study = load_study(ROOT / f"studies/{name}.yaml")
-        config = study.data_configs["contamination"]
         named = {task for suite in study.evaluation.suites.values() for task in suite.tasks}
-        assert named == set(config.tasks) | (named & set(config.benchmarks)), name
+        assert named and named == set(study.data_configs["benchmarks"].tasks), name
+    ladder = load_study(ROOT / "studies/ladder.yaml")
+    assert set(ladder.lm_eval_tasks) <= set(ladder.corpus.benchmarks)  # all of them given as files
 
 
 def test_built_benchmarks_are_looked_for_too(tiny):

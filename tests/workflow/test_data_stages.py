@@ -197,6 +197,15 @@ def test_full_disk_ends_in_one_line_and_leaves_nothing(tmp_path):
             assert "manifest.json" in finished.stdout
 
 
+@pytest.mark.parametrize(("study", "is_fetched"), [("ladder", False), ("ladder-hub", True), ("tiny", False)])
+def test_items_to_look_for_are_fetched_where_no_file_gives_them(tmp_path, study, is_fetched):
+    project = copy_project(tmp_path / "project")
+    finished = run("snakemake", "-n", "--config", f"study={study}", cwd=project)
+    assert finished.returncode == 0, finished.stdout[-2000:]
+    assert "check_contamination" in finished.stdout
+    assert ("fetch_benchmarks" in finished.stdout) == is_fetched
+
+
 def test_paper_study_plans_its_token_files_without_having_them(tmp_path):
     project = copy_project(tmp_path / "project")
     finished = run("snakemake", "-n", "--config", "study=paper", cwd=project)

@@ -30,6 +30,9 @@ CONTAMINATION = [f"{RESULTS}/contamination/manifest.json"] if STUDY.checks_conta
 MODELS = expand(f"{RESULTS}/{{model}}/manifest.json", model=STUDY.models)
 SUITES = STUDY.evaluation.suites if STUDY.evaluation else {}
 EVALUATIONS = expand(f"{RESULTS}/evaluation/{{model}}/{{suite}}/manifest.json", model=STUDY.models, suite=SUITES)
+BENCHMARKS = [f"{RESULTS}/benchmarks/manifest.json"] if STUDY.lm_eval_tasks else []
+# those that the text is searched for are fetched where the study does not give them all as files
+SEARCHED = BENCHMARKS if STUDY.corpus and not set(STUDY.lm_eval_tasks) <= set(STUDY.corpus.benchmarks) else []
 BUILT_TASKS = [f"{RESULTS}/tasks/manifest.json"] if STUDY.evaluation and STUDY.evaluation.built_tasks else []
 
 

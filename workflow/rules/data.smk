@@ -15,7 +15,7 @@ rule write_config:
 
 
 rule read_source:
-    """Read one job's share of a source. Of all rules this one alone may need the network."""
+    """Read one job's share of a source. This rule and `fetch_benchmarks` alone may need a network."""
     input:
         config=f"{RESULTS}/configs/sources/parts/{{source}}.json",
     output:
@@ -156,11 +156,30 @@ rule list_tokens:
         " --out $(dirname {output}) --log {log} {input.parts}"
 
 
+rule fetch_benchmarks:
+    """Fetch the items of lm-eval's tasks; evaluation reads them from the cache that this fills."""
+    input:
+        config=f"{RESULTS}/configs/benchmarks.json",
+    output:
+        f"{RESULTS}/benchmarks/manifest.json",
+    log:
+        f"{LOGS}/fetch_benchmarks.log",
+    params:
+        stage_version=STAGE_VERSIONS["benchmarks"],
+    conda:
+        ENVIRONMENT
+    message:
+        "benchmark items"
+    shell:
+        "openspectra benchmarks --config {input.config} --out $(dirname {output}) --log {log}"
+
+
 rule check_contamination:
     input:
         config=f"{RESULTS}/configs/contamination.json",
         corpus=CORPUS,
         tasks=BUILT_TASKS,
+        benchmarks=SEARCHED,
     output:
         f"{RESULTS}/contamination/manifest.json",
     log:
@@ -168,10 +187,11 @@ rule check_contamination:
     params:
         stage_version=STAGE_VERSIONS["contamination"],
         tasks=[f"--tasks {path}" for path in BUILT_TASKS],
+        benchmarks=[f"--benchmarks {path}" for path in SEARCHED],
     conda:
         ENVIRONMENT
     message:
         "benchmark items in the train split"
     shell:
-        "openspectra contamination --config {input.config} --corpus {input.corpus} {params.tasks}"
+        "openspectra contamination --config {input.config} --corpus {input.corpus} {params.tasks} {params.benchmarks}"
         " --threads {threads} --out $(dirname {output}) --log {log}"

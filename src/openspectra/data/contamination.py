@@ -42,13 +42,17 @@ class Ngrams(NamedTuple):
 
 
 def check_contamination(
-    config: ContaminationConfig, corpus: Artifact, *tasks: Artifact, folder: Path, num_processes: int = 1
+    config: ContaminationConfig, corpus: Artifact, *benchmarks: Artifact, folder: Path, num_processes: int = 1
 ) -> dict[str, Any]:
     """Write `hits.csv`, one row per item and train document that share an n-gram; return counts by benchmark.
 
+    `benchmarks` hold items as `<task>.jsonl`: those that the study builds, and those fetched of lm-eval's tasks; of a task
+    that the config gives as files, the files count.
+
     `num_too_short` items have fewer words in every field than an n-gram has, and cannot be checked.
     """
-    items = [*_file_items(config), *chain.from_iterable(map(_built_items, tasks)), *_lm_eval_items(config.tasks)]
+    found = chain.from_iterable(map(_items_of, benchmarks))
+    items = [*_file_items(config), *(item for item in found if item[0] not in config.benchmarks)]
     ngrams = index_items([texts for *_, texts in items], [entry[:2] for entry in items], config.ngram_words)
     paths = [part.file("train.parquet") for part in corpus.parents("part")]
     search = partial(_search, ngrams=ngrams, num_words=config.ngram_words)
@@ -58,11 +62,11 @@ def check_contamination(
         with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
             hits = sorted(chain.from_iterable(pool.map(search, paths)))
     write_csv(folder / "hits.csv", HIT_COLUMNS, (dict(zip(HIT_COLUMNS, hit, strict=True)) for hit in hits))
-    found = Counter(benchmark for benchmark, _ in {hit[:2] for hit in hits})
+    num_found = Counter(benchmark for benchmark, _ in {hit[:2] for hit in hits})
     total = Counter(benchmark for benchmark, *_ in items)
     checked = Counter(ngrams.names[item][0] for item in np.unique(ngrams.items).tolist())
     return {
-        name: {"num_items": total[name], "num_too_short": total[name] - checked[name], "num_found": found[name]}
+        name: {"num_items": total[name], "num_too_short": total[name] - checked[name], "num_found": num_found[name]}
         for name in sorted(total)
     }
 
@@ -175,21 +179,11 @@ def _file_items(config: ContaminationConfig) -> Iterator[tuple[str, str, list[st
                     yield name, f"{path.name}:{number}", list(_strings(row))
 
 
-def _lm_eval_items(names: list[str]) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield the items that lm-eval scores, by task or group; none of its 13,000 tasks is indexed where none is named."""
-    from openspectra.evaluation.harness import load_tasks
-
-    for name, loaded in load_tasks(names).items() if names else ():
-        for leaf, task in loaded["tasks"].items():
-            for number, document in enumerate(task.eval_docs, 1):
-                yield name, f"{leaf}:{number}", list(_strings(document))
-
-
-def _built_items(tasks: Artifact) -> Iterator[tuple[str, str, list[str]]]:
-    for record in tasks.manifest.files:
+def _items_of(benchmarks: Artifact) -> Iterator[tuple[str, str, list[str]]]:
+    for record in benchmarks.manifest.files:
         if record.path.endswith(".jsonl"):
             name = Path(record.path).stem
-            for row in _rows(tasks.file(record.path)):
+            for row in _rows(benchmarks.file(record.path)):
                 yield name, row["item_id"], list(_strings(row))
 
 

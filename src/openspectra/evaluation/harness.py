@@ -48,7 +48,7 @@ def load_tasks(names: list[str], tasks: Artifact | None = None) -> dict[str, dic
     """Return lm-eval's loaded tasks and groups by name: those that `tasks` holds, else lm-eval's own from the cache.
 
     Indexing the 13,000 tasks that come with lm-eval takes seconds, so that is done only where one of them is named.
-    Raises `ConfigError` for a task nobody knows, `OpenSpectraError` for one whose data are not in the cache.
+    Raises `ConfigError` for tasks nobody knows, `OpenSpectraError` for those whose data cannot be had, a line each.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -58,13 +58,25 @@ def load_tasks(names: list[str], tasks: Artifact | None = None) -> dict[str, dic
     include_defaults = not set(names) <= set(built)
     manager = TaskManager(include_path=str(tasks.folder) if tasks else None, include_defaults=include_defaults)
     _require_known(names, manager.all_tasks)
+    loaded, problems = {}, []
     with tempfile.TemporaryDirectory(prefix="openspectra-") as cache:
-        return {
-            name: _load_built_task(name, built[name]["num_items"], manager, tasks, cache)
-            if name in built
-            else _load_task(name, manager)
-            for name in names
-        }
+        for name in names:
+            try:
+                if name in built:
+                    loaded[name] = _load_built_task(name, built[name]["num_items"], manager, tasks, cache)
+                else:
+                    loaded[name] = manager.load(name)
+            except ConnectionError as error:
+                problems.append(
+                    f"evaluate.tasks: {name}: its data are not in the cache of `datasets` ({error}); "
+                    "run `snakemake prefetch` for this study once where there is a network."
+                )
+            except RuntimeError as error:  # a loading script, which `datasets` refuses
+                reason = str(error).partition("\n")[0]
+                problems.append(f"evaluate.tasks: {name}: {reason}; leave this task out of the study.")
+    if problems:
+        raise OpenSpectraError("\n".join(problems))
+    return loaded
 
 
 def _require_known(names: list[str], known: list[str]) -> None:
@@ -79,16 +91,6 @@ def _require_known(names: list[str], known: list[str]) -> None:
         problems.append(f"evaluate.tasks: {name!r}: no such task; {remedy}")
     if problems:
         raise ConfigError(problems)
-
-
-def _load_task(name: str, manager) -> dict[str, Any]:
-    try:
-        return manager.load(name)
-    except ConnectionError as error:
-        raise OpenSpectraError(
-            f"evaluate.tasks: {name}: its data are not in the cache of `datasets` ({error}); "
-            f"run `HF_HUB_OFFLINE=0 lm_eval --model dummy --tasks {name} --limit 1` once where there is network."
-        ) from None
 
 
 def _load_built_task(name: str, num_items: int, manager, tasks: Artifact, cache: str) -> dict[str, Any]:
