@@ -18,14 +18,14 @@ FILE = re.compile(r"/datasets/(?P<repository>[^/]+/[^/]+)/resolve/(?P<revision>[
 
 
 @contextmanager
-def hub(folder: Path, cuts: dict[str, int] | None = None) -> Iterator[str]:
+def hub(folder: Path, cuts: dict[str, int] | None = None, refused: str = "") -> Iterator[str]:
     """Serve `folder/<owner>/<name>/<commit>/...` as data sets and yield the address for HF_ENDPOINT.
 
     Branch `main` stands at the commit that is last by name.
 
-    `cuts` counts by file name how many more answers break off in the middle of the body.
+    `cuts` counts by file name how many more answers break off in the middle of the body; `refused` is given to nobody.
     """
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, folder, {} if cuts is None else cuts))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, folder, {} if cuts is None else cuts, refused))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -39,8 +39,8 @@ def hub(folder: Path, cuts: dict[str, int] | None = None) -> Iterator[str]:
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def __init__(self, folder: Path, cuts: dict[str, int], *arguments):
-        self.folder, self.cuts = folder, cuts
+    def __init__(self, folder: Path, cuts: dict[str, int], refused: str, *arguments):
+        self.folder, self.cuts, self.refused = folder, cuts, refused
         super().__init__(*arguments)
 
     def do_GET(self) -> None:
@@ -76,6 +76,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer_file(self, root: Path, name: str) -> None:
         path = root / name
+        if path.name == self.refused:
+            self.answer(403)
+            return
         if not path.is_file():
             self.answer(404, x_error_code="EntryNotFound")
             return

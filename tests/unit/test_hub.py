@@ -205,6 +205,14 @@ def test_damaged_file_can_be_skipped_and_the_others_are_read(repository, tmp_pat
     assert (out / "skipped.csv").read_text() == f"place,problem\npeople/{name}/train/{file:05d},damaged_file\n"
 
 
+def test_file_that_the_hub_refuses_is_no_lost_network(repository, tmp_path):
+    with hub(repository, refused="1.jsonl") as address:
+        finished, out = read(address, tmp_path)
+    assert (finished.returncode, finished.stdout.count("\n")) == (2, 1), finished.stdout
+    assert "corpus.sources.web: people/text/train/00001: the hub refuses it (" in finished.stdout
+    assert not list(out.iterdir())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cuts", [None, {"1.jsonl": 10**6}], ids=["nobody answers", "every answer breaks off"])
 def test_network_that_stays_away_ends_in_one_line_and_leaves_nothing(repository, tmp_path, cuts):
