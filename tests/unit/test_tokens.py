@@ -12,6 +12,7 @@ from data_study import ROOT, DataStudy, corpus_of, study_of, texts
 from openspectra.artifacts import open_artifact, write_artifact, write_json
 from openspectra.config import QuantizeConfig, TokensConfig
 from openspectra.data import shards as shards_module
+from openspectra.data import tokenizer as tokenizer_module
 from openspectra.data import tokenizing as tokenizing_module
 from openspectra.data.calibration import draw_calibration
 from openspectra.data.corpus import documents_of
@@ -238,6 +239,17 @@ def test_part_of_another_tokenizer_is_refused(made, tmp_path, monkeypatch):
     part = open_artifact(folder / "tokens/parts/0")
     with pytest.raises(DamagedArtifactError, match=r"parts/0: made with tokenizer .*; tokenize this part again"):
         tokenizing_module.build_tokens(config, tokenizer, part, folder=tmp_path)
+
+
+def test_tokenizer_is_trained_on_the_beginning_of_a_large_split(made, tmp_path, monkeypatch):
+    corpus = open_artifact(made.folder / "corpus")
+    first = list(documents_of(corpus, "train"))[:10]
+    monkeypatch.setattr(tokenizer_module, "TRAINING_BYTES", sum(len(document.text.encode()) for document in first))
+    assert list(tokenizer_module._training_texts(corpus)) == [document.text for document in first]
+    study = DataStudy(study_of(tokenizer={"vocab_size": 262}), tmp_path)
+    small = study.tokenizer(corpus).file("tokenizer.json").read_bytes()
+    monkeypatch.setattr(tokenizer_module, "TRAINING_BYTES", 10**9)
+    assert study.tokenizer(corpus).file("tokenizer.json").read_bytes() != small
 
 
 def test_vocabulary_of_another_size_is_refused(made, tmp_path, monkeypatch):
