@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -37,9 +38,9 @@ def in_namespace(kind: str) -> list[str]:
     return command if works else []
 
 
-def snakemake(project: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """Run the workflow of the `tiny` study in `project` on two cores."""
-    return run("snakemake", "--config", "study=tiny", "--cores", "2", *arguments, cwd=project)
+def snakemake(project: Path, *arguments: str, within: Sequence[str] = ()) -> subprocess.CompletedProcess:
+    """Run the workflow of the `tiny` study in `project` on two cores, started by the command `within`."""
+    return run(*within, "snakemake", "--config", "study=tiny", "--cores", "2", *arguments, cwd=project)
 
 
 def copy_project(target: Path) -> Path:
@@ -61,7 +62,7 @@ def tiny(tmp_path_factory) -> Path:
     It runs without a network, which no study needs that reads nothing from the hub.
     """
     project = copy_project(tmp_path_factory.mktemp("tiny") / "project")
-    finished = run(*in_namespace("net"), "snakemake", "--config", "study=tiny", "--cores", "2", cwd=project)
+    finished = snakemake(project, within=in_namespace("net"))
     assert finished.returncode == 0, finished.stdout[-5000:]
     return project
 

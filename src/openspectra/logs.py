@@ -4,7 +4,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 
@@ -34,9 +34,11 @@ def log_to(path: Path | None, rank: int = 0) -> Iterator[None]:
     for handler in handlers:
         root.addHandler(handler)
     root.setLevel(logging.INFO)
+    failed = False
     try:
         yield
     except Exception:
+        failed = True
         if path:
             logging.getLogger("traceback").exception("failed")
         raise
@@ -44,5 +46,6 @@ def log_to(path: Path | None, rank: int = 0) -> Iterator[None]:
         streams.close()
         for handler in handlers:
             root.removeHandler(handler)
-            with suppress(OSError):  # a full disk: what the run ended with says so
+            # on a full disk what the run failed with is what counts; a log lost by a run that succeeded is told
+            with suppress(OSError) if failed else nullcontext():
                 handler.close()

@@ -91,12 +91,12 @@ def build_corpus(config: CorpusConfig, sources: Artifact, *parts: Artifact, fold
             "license": source.license,
             "counts": counts[name],
             "splits": {
-                split: _merged(part.manifest.metrics["card"][split].get(name) for part in parts) for split in SPLITS
+                split: merged(part.manifest.metrics["card"][split].get(name) for part in parts) for split in SPLITS
             },
         }
         for name, source in config.sources.items()
     }
-    totals = {split: _merged(entry["splits"][split] for entry in card.values()) for split in reversed(SPLITS)}
+    totals = {split: merged(entry["splits"][split] for entry in card.values()) for split in reversed(SPLITS)}
     for split, total in totals.items():
         if not total["documents"]:
             raise OpenSpectraError(
@@ -168,7 +168,8 @@ class _Card:
         return totals | {"length_log2_bytes": lengths}
 
 
-def _merged(cards: Iterable[dict[str, Any] | None]) -> dict[str, Any]:
+def merged(cards: Iterable[dict[str, Any] | None]) -> dict[str, Any]:
+    """Return the entry of a data card for all documents of several entries together."""
     total = _Card()
     for card in filter(None, cards):
         total.documents += card["documents"]

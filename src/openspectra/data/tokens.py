@@ -167,8 +167,7 @@ class Tokens:
         """Return a file that lies beside a shard's part. Raises `DamagedArtifactError` where it is missing or altered."""
         path = self._parts[shard.part] / name
         if not path.is_file() or sha256_of(path) != sha256:
-            part = self._parts[shard.part] / "manifest.json"
-            raise DamagedArtifactError(f"{path}: missing or altered; delete {part} and run the same command again.")
+            raise DamagedArtifactError(f"{path}: missing or altered; {self._rebuild(shard)}")
         return path
 
     def _check_size(self, shard: Shard) -> None:
@@ -183,6 +182,7 @@ class Tokens:
         return (data_folder() if shard.external else self._parts[shard.part]) / shard.path
 
     def _remedy(self, shard: Shard) -> str:
-        if shard.external:
-            return "fetch the file again."
+        return "fetch the file again." if shard.external else self._rebuild(shard)
+
+    def _rebuild(self, shard: Shard) -> str:
         return f"delete {self._parts[shard.part] / 'manifest.json'} and run the same command again."

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from openspectra.artifacts import Artifact
-from openspectra.data.corpus import CARD, card_of
+from openspectra.data.corpus import CARD, card_of, merged
 from openspectra.reporting.drawing import (
     COLOURS,
     SMALL_INCHES,
@@ -48,7 +48,9 @@ def data_card(artifacts: Iterable[Artifact]) -> DataCard | None:
         return None
     card = card_of(corpus)
     table = _table(card, artifacts)
-    views = [("Documents by source", _counts(card)), *((f"Split {s} by source", _split(table, s)) for s in SPLITS)]
+    totals = {split: merged(source["splits"][split] for source in card.values()) for split in SPLITS}
+    views = [("Documents by source", _counts(card))]
+    views += [(f"Split {split} by source", _split(table, split, totals[split])) for split in SPLITS]
     found = next((a.manifest.metrics for a in artifacts if a.manifest.stage == "contamination"), None)
     if found:
         views.append(("Benchmark items that share 13 words in a row with the train split", _contamination(found)))
@@ -97,16 +99,10 @@ def _counts(card: dict[str, Any]) -> View:
     return View([(title, "") for title in columns], rows)
 
 
-def _split(table: pd.DataFrame, split: str) -> View:
+def _split(table: pd.DataFrame, split: str, total: dict[str, Any]) -> View:
     """Return documents, bytes and hash by source and in all, and tokens where the split was tokenized."""
     of = table[table["split"] == split]
-    total = {
-        "source": ALL,
-        "documents": of["documents"].sum(),
-        "bytes": of["bytes"].sum(),
-        "tokens": of["tokens"].sum(),
-    }
-    total["hash"] = f"{sum(int(digits, 16) for digits in of['hash']) % 2**128:032x}"
+    total = total | {"source": ALL, "tokens": of["tokens"].sum()}
     is_tokenized = of["tokens"].notna().all()
     rows = []
     for number, row in enumerate([*of.to_dict("records"), *([total] if len(of) > 1 else [])]):
