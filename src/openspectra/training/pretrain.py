@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from openspectra.artifacts import Artifact, only_writer, write_artifact, write_csv
+from openspectra.artifacts import Artifact, write_artifact, write_csv
 from openspectra.config import PretrainConfig
 from openspectra.data.tokens import Tokens
 from openspectra.errors import ConfigError, Interrupted, OpenSpectraError
@@ -24,6 +24,7 @@ from openspectra.training.memory import keep_freed_memory
 from openspectra.training.module import TABLES, Checkpointing, Pretraining
 from openspectra.training.progress import Progress
 from openspectra.training.world import World
+from openspectra.writing import only_writer
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,94 @@
+"""Writing on a disk that others use and that may fail: one writer per folder, whole files or none, errors of one line."""
+
+import errno
+import json
+import logging
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from openspectra.errors import OpenSpectraError
+
+logger = logging.getLogger(__name__)
+
+DISK_ERRORS = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room within the quota",
+    errno.EIO: "mend the disk",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "mend its permissions",
+    errno.ENOLCK: "mount it with support for locks",
+    errno.EOPNOTSUPP: "mount it with support for locks",
+}
+"""What a disk may refuse, and the way out."""
+
+
+@contextmanager
+def only_writer(out: Path) -> Iterator[None]:
+    """Hold the lock of an artifact's folder, which is made where it is missing; the thread that holds it may take it again.
+
+    The lock ends with the process that holds it; `owner.json` says whose it is. Raises `OpenSpectraError` naming the
+    owner where another process writes here: one that outlived the workflow that started it, or a second workflow.
+    """
+    with _disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        lock, owner = FileLock(out / "lock", timeout=0, is_singleton=True), out / "owner.json"
+        try:
+            lock.acquire()
+        except Timeout:
+            try:
+                who = owner.read_text()
+            except FileNotFoundError:  # it begins or ends just now
+                who = "another process"
+            raise OpenSpectraError(f"{out}: {who} is writing here; wait for it or stop it.") from None
+        try:
+            if lock.lock_counter == 1:
+                if owner.exists():
+                    logger.warning("%s: the writer before, %s, ended without a word; going on", out, owner.read_text())
+                me = {"host": platform.node(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
+                write_atomically(owner, json.dumps(me).encode())
+            yield
+        finally:
+            if lock.lock_counter == 1:
+                owner.unlink(missing_ok=True)
+                (out / "lock").unlink(missing_ok=True)
+            lock.release()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to `path` so that a reader sees the old file or the whole new one, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    """Turn what a disk refuses into an error of one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS or (error.errno in (errno.EACCES, errno.EROFS) and not error.filename):
+            raise
+        raise OpenSpectraError(
+            f"{error.filename or out}: {os.strerror(error.errno)}; {DISK_ERRORS[error.errno]} and run the same command again."
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
