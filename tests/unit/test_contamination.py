@@ -139,6 +139,16 @@ def test_items_of_lm_eval_are_fetched_once_and_looked_for(tmp_path, data_folder)
     with hub(tmp_path / "hub") as address:
         online = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0"}
         assert run(*command, "online", cwd=tmp_path, **home, **online).returncode == 0
+        script = tmp_path / "hub/EleutherAI/logiqa" / ("a" * 40) / "logiqa.py"
+        script.parent.mkdir(parents=True)
+        script.touch()
+        (tmp_path / "script.json").write_text('{"tasks": ["logiqa", "arc_easy"]}')
+        refused = run(*command[:-2], "script.json", "--out", "script", cwd=tmp_path, **home, **online)
+    assert refused.returncode == 1
+    problem = refused.stdout.splitlines()[-1]
+    assert (
+        "logiqa: Dataset scripts are no longer supported" in problem and "leave this task out of the study" in problem
+    )
     assert run(*command, "offline", cwd=tmp_path, **home).returncode == 0
     online, offline = (open_artifact(tmp_path / name, "benchmarks") for name in ("online", "offline"))
     assert online.sha256 == offline.sha256 and online.manifest.metrics == {"num_items": {"arc_easy": 40}}

@@ -89,6 +89,11 @@ def test_schema_file_is_the_one_the_types_give():
         ("tokenizer/vocab_size", 10**30, "less than or equal to"),
         ("families/floatlm/peak_lr", {"table": "missing.csv"}, "missing.csv: cannot be read"),
         ("evaluation/suites", {}, "evaluation.suites"),
+        (
+            "evaluation/built_tasks/tasks",
+            ["cloze", "continuation"],
+            "suites.held_out.tasks: held_out_text, minimal_pairs must be built; add to evaluation.built_tasks.tasks",
+        ),
         ("training/precision", "8-bit", "precision"),
     ],
 )
