@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,45 @@ def in_namespace(kind: str) -> list[str]:
     command = ["unshare", "--map-root-user", f"--{kind}"]
     works = shutil.which(command[0]) and subprocess.run([*command, "true"], capture_output=True).returncode == 0
     return command if works else []
+
+
+def kills_at_file_operations(set_up: Callable[[], object], action: Callable[[], object]) -> Iterator[int]:
+    """Set up and run `action` in a fork of this process, killed before its n-th operation on files, for n = 1, 2, ...
+
+    Yields n after each kill, for the caller to look at what was left. Ends with a run that nobody killed.
+    """
+    killed, number = True, 0
+    while killed:
+        number += 1
+        set_up()
+        pid = os.fork()
+        if pid == 0:
+            _kill_at_file_operation(number)
+            try:
+                action()
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        killed = code == -signal.SIGKILL
+        assert killed or code == 0
+        if killed:
+            yield number
+
+
+def _kill_at_file_operation(number: int) -> None:
+    operations = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate", "os.link"}
+    seen = 0
+
+    def hook(event: str, _arguments: tuple) -> None:
+        nonlocal seen
+        if event in operations:
+            seen += 1
+            if seen == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
 
 
 def snakemake(project: Path, *arguments: str, within: Sequence[str] = ()) -> subprocess.CompletedProcess:

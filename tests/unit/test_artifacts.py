@@ -1,9 +1,11 @@
 """An artifact exists with its manifest or not at all, and every altered byte is found."""
 
+import shutil
 import subprocess
 import sys
 
 import pytest
+from conftest import kills_at_file_operations
 
 from openspectra.artifacts import describe_lineage, open_artifact, verify_tree, write_artifact
 from openspectra.config import TokensConfig
@@ -56,6 +58,28 @@ def test_failed_stage_leaves_what_was_there(tmp_path):
     assert open_artifact(tmp_path / "a").sha256 == before.sha256
     before.verify()
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["manifest.json", "run.json", "sub"]
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_killed_at_any_file_operation_a_stage_leaves_a_whole_artifact_or_none(tmp_path, before):
+    out, expected = tmp_path / "out", make(tmp_path / "expected", b"new")
+
+    def set_up():
+        shutil.rmtree(out, ignore_errors=True)
+        if before:
+            make(out, b"old")
+            (out / "old.bin").touch()
+
+    found = set()
+    for _ in kills_at_file_operations(set_up, lambda: make(out, b"new")):
+        if (out / "manifest.json").exists():
+            open_artifact(out).verify()
+            found.add((out / "sub/00000.bin").read_bytes())
+        else:
+            found.add(None)
+        assert make(out, b"new").sha256 == expected.sha256
+        assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "run.json", "sub"]
+    assert found == ({None, b"old", b"new"} if before else {None, b"new"})
 
 
 def test_rewriting_removes_files_the_new_manifest_does_not_list(tmp_path):

@@ -7,6 +7,7 @@ import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
+from conftest import kills_at_file_operations
 from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader
 
@@ -15,7 +16,7 @@ from openspectra.errors import DamagedArtifactError, OpenSpectraError
 from openspectra.model.families import load_family
 from openspectra.model.llama import Llama
 from openspectra.training.batches import StepData
-from openspectra.training.checkpoint import CheckpointFolder
+from openspectra.training.checkpoint import KEPT, CheckpointFolder
 from openspectra.training.instruments import BIN_COLUMNS, Instruments
 from openspectra.training.interruption import Interruption
 from openspectra.training.module import Checkpointing, Pretraining
@@ -229,6 +230,29 @@ def test_full_disk_names_the_bytes_and_keeps_the_state_before(tmp_path, monkeypa
     ):
         module.checkpoints.save(13, {"step": 13})
     assert module.checkpoints.load_newest()["step"] == 12
+
+
+@pytest.mark.parametrize("before", [0, 1, KEPT, KEPT + 1])  # none yet; one; as many as are kept; one too many
+def test_killed_at_any_file_operation_a_save_leaves_the_state_before_or_the_new_one(tmp_path, before):
+    checkpoints = CheckpointFolder(tmp_path, config(), {})
+
+    def save(step: int) -> None:
+        checkpoints.prepare()
+        checkpoints.save(step, {"step": step, "weight": torch.full((8,), float(step))})
+
+    def set_up() -> None:
+        checkpoints.remove()
+        for step in range(1, before + 1):
+            save(step)
+
+    found = []
+    for _ in kills_at_file_operations(set_up, lambda: save(9)):
+        state = checkpoints.load_newest()
+        found.append(state["step"] if state else 0)
+        checkpoints.prepare()
+        assert not list(checkpoints.folder.glob(".*"))
+    assert found == sorted(found) and set(found) == {before, 9}
+    assert checkpoints.load_newest()["step"] == 9
 
 
 def test_ranks_and_micro_batches_read_the_sequences_of_a_step():

@@ -51,9 +51,9 @@ class CheckpointFolder:
 
         Raises `OpenSpectraError` where the disk has no room for two states.
         """
-        if not self.folder.is_dir():
+        if not (self.folder / "run.json").is_file():
             self._explain_new_run()
-            self.folder.mkdir(parents=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             description = json.dumps(self.identity, indent=2, sort_keys=True).encode()
             write_atomically(self.folder / "run.json", description)
         for temporary in self.folder.glob(".*.tmp"):
@@ -69,8 +69,9 @@ class CheckpointFolder:
         buffer = io.BytesIO()
         torch.save(state | {"run": self.folder.name}, buffer)
         path = self.folder / f"step-{step:08d}.pt"
-        self._write(path, buffer.getbuffer())
+        # the hash first: a kill between the two leaves a hash without a state, never a state that nothing vouches for
         self._write(path.with_suffix(".sha256"), hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
+        self._write(path, buffer.getbuffer())
         for old in self._states()[:-KEPT]:
             old.with_suffix(".sha256").unlink(missing_ok=True)
             old.unlink()
