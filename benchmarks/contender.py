@@ -60,7 +60,7 @@ class TokenRows(torch.utils.data.Dataset):
 def openspectra(settings: SimpleNamespace) -> None:
     """`openspectra pretrain`, with the config that the driver resolved from a study."""
     from openspectra.cli import main
-    from openspectra.config import PretrainConfig
+    from openspectra.training.config import PretrainConfig
 
     # the size of the run decides whether blocks are compiled; here both are wanted
     PretrainConfig.is_compiled = property(lambda config: settings.compile)

@@ -31,9 +31,11 @@ import torch
 from machine import processor
 
 from openspectra.artifacts import open_artifact, write_artifact, write_json
-from openspectra.config import LlamaShape, PretrainConfig, TokenizerConfig, TokensConfig
+from openspectra.data.config import TokenizerConfig, TokensConfig
 from openspectra.data.shards import SHARDS, ShardWriter, in_split
+from openspectra.model.config import LlamaShape
 from openspectra.study import load_study
+from openspectra.training.config import PretrainConfig
 
 HERE = Path(__file__).parent
 SMALL = LlamaShape(vocab_size=4096, hidden_size=256, intermediate_size=688, num_hidden_layers=6, num_attention_heads=4)

@@ -50,7 +50,7 @@ def check(study: Annotated[Path, typer.Argument(help="Study file (YAML).")]) -> 
 @app.command()
 def read(config: Config, out: Out, job: Annotated[int, typer.Option("--job", min=0)] = 0, log: Log = None) -> None:
     """Read one job's share of a source; one on the hub needs the network."""
-    from openspectra.config import ReadConfig
+    from openspectra.data.config import ReadConfig
     from openspectra.data.read import read_source
 
     _run_stage("source", ReadConfig, config, out, log, {}, read_source, update={"job": job})
@@ -59,7 +59,7 @@ def read(config: Config, out: Out, job: Annotated[int, typer.Option("--job", min
 @app.command()
 def sources(config: Config, out: Out, jobs: Artifacts, log: Log = None) -> None:
     """List what the jobs of all sources read."""
-    from openspectra.config import SourcesConfig
+    from openspectra.data.config import SourcesConfig
     from openspectra.data.corpus import list_sources
 
     _run_stage("sources", SourcesConfig, config, out, log, {}, list_sources, many=jobs)
@@ -68,7 +68,7 @@ def sources(config: Config, out: Out, jobs: Artifacts, log: Log = None) -> None:
 @app.command()
 def part(config: Config, out: Out, sources: Sources, part: Part = 0, log: Log = None) -> None:
     """Remove duplicates from one part of the corpus, sample the mixture, divide into train, valid and test."""
-    from openspectra.config import PartConfig
+    from openspectra.data.config import PartConfig
     from openspectra.data.corpus import build_part
 
     parents = {"sources": (sources, "sources")}
@@ -78,7 +78,7 @@ def part(config: Config, out: Out, sources: Sources, part: Part = 0, log: Log = 
 @app.command()
 def corpus(config: Config, out: Out, sources: Sources, parts: Artifacts, log: Log = None) -> None:
     """Join all parts to the corpus, with its data card; every document accounted for."""
-    from openspectra.config import CorpusConfig
+    from openspectra.data.config import CorpusConfig
     from openspectra.data.corpus import build_corpus
 
     parents = {"sources": (sources, "sources")}
@@ -94,7 +94,7 @@ def tokenizer(
     log: Log = None,
 ) -> None:
     """Train a byte-level BPE on the train split, or load one."""
-    from openspectra.config import TokenizerConfig
+    from openspectra.data.config import TokenizerConfig
     from openspectra.data.tokenizer import build_tokenizer
 
     _set_threads(threads)
@@ -113,7 +113,7 @@ def tokenize(
     log: Log = None,
 ) -> None:
     """Turn one part of the corpus into token shards, or index one ready token file."""
-    from openspectra.config import TokenFilesConfig, TokenPartConfig
+    from openspectra.data.config import TokenFilesConfig, TokenPartConfig
     from openspectra.data.token_files import index_token_file
     from openspectra.data.tokenizing import build_token_part
 
@@ -143,7 +143,7 @@ def tokens(
         return
     if not (config and out and tokenizer and parts):
         raise typer.BadParameter("give --config, --out, --tokenizer and parts; or --study and --step.")
-    from openspectra.config import TokensConfig
+    from openspectra.data.config import TokensConfig
     from openspectra.data.tokenizing import build_tokens
 
     parents = {"tokenizer": (tokenizer, "tokenizer")} | ({"corpus": (corpus, "corpus")} if corpus else {})
@@ -154,8 +154,8 @@ def tokens(
 def benchmarks(config: Config, out: Out, log: Log = None) -> None:
     """Fetch the items of lm-eval's tasks, and with them the cache that evaluation reads; may touch the network."""
     os.environ.setdefault("HF_HUB_OFFLINE", "0")
-    from openspectra.config import BenchmarksConfig
     from openspectra.evaluation.benchmarks import fetch_benchmarks
+    from openspectra.evaluation.config import BenchmarksConfig
 
     _run_stage("benchmarks", BenchmarksConfig, config, out, log, {}, fetch_benchmarks)
 
@@ -171,7 +171,7 @@ def contamination(
     log: Log = None,
 ) -> None:
     """Look for the 13-grams of benchmark items in the train split, and list the hits."""
-    from openspectra.config import ContaminationConfig
+    from openspectra.data.config import ContaminationConfig
     from openspectra.data.contamination import check_contamination
 
     def run(config, *parents, folder):
@@ -199,7 +199,8 @@ def pretrain(
 ) -> None:
     """Pretrain one model; an interrupted run goes on where it stopped."""
     from openspectra.artifacts import open_artifact
-    from openspectra.config import PretrainConfig, read_config
+    from openspectra.config import read_config
+    from openspectra.training.config import PretrainConfig
     from openspectra.training.interruption import Interruption
     from openspectra.training.world import World, launch
 
@@ -239,7 +240,7 @@ def checkpoint(
 @app.command()
 def quantize(config: Config, out: Out, model: Model, train: Train, threads: Threads = 1, log: Log = None) -> None:
     """Quantize one FloatLM with GPTQ."""
-    from openspectra.config import QuantizeConfig
+    from openspectra.quantization.config import QuantizeConfig
     from openspectra.quantization.gptq import quantize as run
 
     _set_threads(threads)
@@ -250,8 +251,8 @@ def quantize(config: Config, out: Out, model: Model, train: Train, threads: Thre
 @app.command()
 def tasks(config: Config, out: Out, corpus: Corpus, log: Log = None) -> None:
     """Build benchmarks from the documents of the test split."""
-    from openspectra.config import TasksConfig
     from openspectra.evaluation.build_tasks import build_tasks
+    from openspectra.evaluation.config import TasksConfig
 
     def run(config, corpus, folder):
         return build_tasks(config, corpus, folder, os.path.relpath(out))
@@ -269,7 +270,7 @@ def evaluate(
     log: Log = None,
 ) -> None:
     """Run one suite of lm-eval tasks on one model."""
-    from openspectra.config import EvaluateConfig
+    from openspectra.evaluation.config import EvaluateConfig
     from openspectra.evaluation.harness import evaluate as run
 
     _set_threads(threads)
@@ -287,7 +288,8 @@ def report(
 ) -> None:
     """Write the page, figures and tables of a study."""
     from openspectra.artifacts import open_artifact, write_artifact
-    from openspectra.config import ReportConfig, read_config
+    from openspectra.config import read_config
+    from openspectra.reporting.config import ReportConfig
 
     with _session(log):
         resolved = read_config(ReportConfig, config)
@@ -310,7 +312,7 @@ def track(
 ) -> None:
     """Bring MLflow up to date with finished artifacts: one run each, nothing doubled."""
     from openspectra.artifacts import open_artifact, write_json
-    from openspectra.tracking import track as run
+    from openspectra.tracking.sync import track as run
 
     with _session(log):
         runs = run([open_artifact(path) for path in artifacts], experiment, uri)
@@ -400,9 +402,9 @@ def _run_stage(
 
 def _print_step(study: str, step: int, model: str | None) -> None:
     from openspectra.artifacts import open_artifact
-    from openspectra.data.steps import describe_step
     from openspectra.errors import ConfigError
     from openspectra.study import load_study
+    from openspectra.training.steps import describe_step
 
     runs = load_study(Path("studies", f"{study}.yaml")).pretrained
     if model is None and len({run.global_batch_size for run in runs.values()}) > 1:

@@ -12,40 +12,29 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from openspectra.config import (
-    BUILT_TASKS,
-    BenchmarksConfig,
-    Bits,
-    Config,
+from openspectra.config import Config, Fraction, PositiveInt, Rate, Seed, describe_problems, validate
+from openspectra.data.config import (
     ContaminationConfig,
     CorpusConfig,
-    EvaluateConfig,
-    FamilyName,
-    Fraction,
-    LlamaShape,
     PartConfig,
-    PositiveInt,
-    Precision,
-    PretrainConfig,
-    QuantizeConfig,
-    Rate,
     ReadConfig,
-    ReportConfig,
-    Seed,
-    SizeLabel,
     SourcesConfig,
     Split,
-    TasksConfig,
     TokenFilesConfig,
     TokenizerConfig,
     TokenPartConfig,
     TokensConfig,
-    describe_problems,
-    validate,
 )
 from openspectra.errors import ConfigError
+from openspectra.evaluation.config import BUILT_TASKS, BenchmarksConfig, EvaluateConfig, TasksConfig
+from openspectra.model.config import LlamaShape
 from openspectra.model_ids import QUANTLM, ModelId
+from openspectra.quantization.config import Bits, QuantizeConfig
+from openspectra.reporting.config import ReportConfig
 from openspectra.strict_yaml import read_yaml
+from openspectra.training.config import FamilyName, Precision, PretrainConfig
+
+SizeLabel = Annotated[str, Field(pattern=r"^[0-9A-Za-z]+(\.[0-9]+)?[A-Za-z]?$", max_length=16)]
 
 VOCAB_MULTIPLE = 128
 """Rows of the embedding are padded to a multiple of this times scales_per_matrix (paper, vocabulary rule)."""

@@ -11,18 +11,12 @@ import numpy as np
 import pandas as pd
 
 from openspectra.artifacts import Artifact, ArtifactDraft, open_artifact, write_artifact
-from openspectra.config import (
-    CorpusConfig,
-    EvaluateConfig,
-    LlamaShape,
-    PretrainConfig,
-    QuantizeConfig,
-    StdlibSource,
-    TasksConfig,
-    TokenizerConfig,
-    TokensConfig,
-)
+from openspectra.data.config import CorpusConfig, StdlibSource, TokenizerConfig, TokensConfig
+from openspectra.evaluation.config import EvaluateConfig, TasksConfig
+from openspectra.model.config import LlamaShape
 from openspectra.model_ids import ModelId
+from openspectra.quantization.config import QuantizeConfig
+from openspectra.training.config import PretrainConfig
 
 WIDTHS = {"0.4M": 64, "1.1M": 128, "2.6M": 256}
 CHANCE = {"cloze": 0.25, "continuation": 0.25, "minimal_pairs": 0.5}

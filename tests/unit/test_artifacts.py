@@ -8,7 +8,7 @@ import pytest
 from conftest import kills_at_file_operations
 
 from openspectra.artifacts import describe_lineage, open_artifact, verify_tree, write_artifact
-from openspectra.config import TokensConfig
+from openspectra.data.config import TokensConfig
 from openspectra.errors import DamagedArtifactError, OpenSpectraError
 
 
@@ -116,7 +116,7 @@ def test_second_writer_is_refused_with_the_owner_named_and_the_first_goes_on(tmp
 import sys
 from pathlib import Path
 from openspectra.artifacts import write_artifact
-from openspectra.config import SourcesConfig
+from openspectra.data.config import SourcesConfig
 with write_artifact(Path(sys.argv[1]), "sources", SourcesConfig(sources=["a"]), {}) as draft:
     (draft.folder / "a.txt").write_text(sys.argv[2])
     print("writing", flush=True)

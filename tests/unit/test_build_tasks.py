@@ -12,10 +12,11 @@ import pytest
 import yaml
 
 from openspectra.artifacts import Artifact, open_artifact, write_artifact
-from openspectra.config import CorpusConfig, TasksConfig
+from openspectra.data.config import CorpusConfig
 from openspectra.data.corpus import Document, write_documents
 from openspectra.errors import ConfigError, DamagedArtifactError
 from openspectra.evaluation.build_tasks import build_tasks
+from openspectra.evaluation.config import TasksConfig
 
 TASKS = ("held_out_text", "cloze", "continuation", "minimal_pairs")
 CONFIG = TasksConfig(seed=3, num_documents=5, document_characters=300, num_items=24)
@@ -168,7 +169,7 @@ def test_build_tasks_twice_gives_equal_bytes(built, corpus, tmp_path):
 def test_build_tasks_does_not_depend_on_hash_seed(built, corpus, tmp_path):
     code = (
         "import sys; from pathlib import Path; from openspectra.artifacts import open_artifact\n"
-        "from openspectra.config import TasksConfig; from openspectra.evaluation.build_tasks import build_tasks\n"
+        "from openspectra.evaluation.config import TasksConfig; from openspectra.evaluation.build_tasks import build_tasks\n"
         f"build_tasks(TasksConfig(**{CONFIG.model_dump()}), open_artifact(Path(sys.argv[1])), Path(sys.argv[2]), {FOLDER!r})"
     )
     environment = {"PYTHONHASHSEED": "7", "PYTHONPATH": ":".join(sys.path)}

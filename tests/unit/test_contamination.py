@@ -12,10 +12,10 @@ from data_study import ROOT, DataStudy, corpus_of, study_of
 from hub_server import hub
 
 from openspectra.artifacts import open_artifact
-from openspectra.config import BUILT_TASKS
 from openspectra.data.contamination import check_contamination, ngram_hashes
 from openspectra.data.corpus import documents_of
 from openspectra.errors import ConfigError
+from openspectra.evaluation.config import BUILT_TASKS
 from openspectra.study import load_study
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrst"]

@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from openspectra.artifacts import Artifact, open_artifact, write_artifact, write_json
-from openspectra.config import CorpusConfig, EvaluateConfig, QuantizeConfig, TasksConfig
+from openspectra.data.config import CorpusConfig
 from openspectra.data.corpus import Document, write_documents
 from openspectra.errors import ConfigError, DamagedArtifactError, OpenSpectraError
 from openspectra.evaluation.build_tasks import build_tasks
+from openspectra.evaluation.config import EvaluateConfig, TasksConfig
 from openspectra.evaluation.harness import evaluate
+from openspectra.quantization.config import QuantizeConfig
 
 TASKS = ["held_out_text", "cloze", "continuation", "minimal_pairs"]
 CONFIG = EvaluateConfig(tasks=TASKS, batch_size=4, dtype="float32")

@@ -14,7 +14,7 @@ from data_study import texts
 from hub_server import hub
 
 from openspectra.artifacts import open_artifact
-from openspectra.config import ReadConfig
+from openspectra.data.config import ReadConfig
 from openspectra.data.documents import RawDocument, iterate
 
 OLD, NEW = "a" * 40, "b" * 40

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 import openspectra.model.spectra_llama  # noqa: F401  registers BitNet's folder with the Auto classes
 from openspectra.artifacts import write_json
-from openspectra.config import LlamaShape
+from openspectra.model.config import LlamaShape
 from openspectra.model.families import FAMILY_NAMES, load_family
 from openspectra.model.hugging_face import WEIGHTS, exported_weights, hugging_face_config
 from openspectra.model.llama import Llama

@@ -2,7 +2,8 @@
 
 import pytest
 
-from openspectra.config import LlamaShape, PretrainConfig
+from openspectra.model.config import LlamaShape
+from openspectra.training.config import PretrainConfig
 from openspectra.training.recipe import learning_rate, weight_decay
 
 SHAPE = LlamaShape(vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)

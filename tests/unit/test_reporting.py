@@ -11,10 +11,10 @@ import pytest
 from reporting_study import FakeStudy, pretrain_config
 
 from openspectra.artifacts import open_artifact
-from openspectra.config import ReportConfig
 from openspectra.errors import DamagedArtifactError, OpenSpectraError
 from openspectra.model_ids import ModelId
 from openspectra.reporting import provenance
+from openspectra.reporting.config import ReportConfig
 from openspectra.reporting.drawing import round_ticks
 from openspectra.reporting.load import load_results, read_table
 from openspectra.reporting.page import write_report
@@ -165,7 +165,7 @@ def test_read_table_names_absent_column(tmp_path):
 
 def test_assumptions_are_collected_from_the_source():
     found = {(each.path, each.text) for each in provenance.assumptions()}
-    assert ("config.py", "GPTQ's default; the paper does not state it") in found
+    assert ("quantization/config.py", "GPTQ's default; the paper does not state it") in found
     assert not any(path.startswith("reporting/") for path, _ in found)
 
 
@@ -189,7 +189,7 @@ def test_round_ticks_are_few_and_inside(low, high):
 
 def test_command_line_modules_import_nothing_heavy():
     heavy = "{'pandas', 'matplotlib', 'mlflow', 'torch'} & set(sys.modules)"
-    code = f"import sys, openspectra.tracking, openspectra.reporting.identity; sys.exit(str({heavy} or ''))"
+    code = f"import sys, openspectra.tracking.sync, openspectra.reporting.identity; sys.exit(str({heavy} or ''))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.stderr.strip() == ""
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from reporting_study import FakeStudy
 
-from openspectra.config import ReportConfig
 from openspectra.errors import OpenSpectraError
 from openspectra.model_ids import ModelId
+from openspectra.reporting.config import ReportConfig
 from openspectra.reporting.page import write_report
 from openspectra.reporting.sweep import budget, choices, departures, read_rates, write_sweep_table
 from openspectra.strict_yaml import read_yaml

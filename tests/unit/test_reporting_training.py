@@ -7,15 +7,16 @@ import pandas as pd
 import pytest
 from reporting_study import FakeStudy
 
-from openspectra import tracking
-from openspectra.config import ReportConfig, TokensConfig
+from openspectra.data.config import TokensConfig
 from openspectra.reporting import sections, training_figures
+from openspectra.reporting.config import ReportConfig
 from openspectra.reporting.load import Results, load_results
 from openspectra.reporting.page import write_report
 from openspectra.reporting.statistics import mean_intervals
 from openspectra.reporting.ternary import largest_matrices, latent_shares, ternary_table
 from openspectra.reporting.ternary_figures import latent_histograms, sparsity_profile
 from openspectra.reporting.twins import twin_trajectories
+from openspectra.tracking.contents import curves_of
 
 CONFIG = ReportConfig(study="made_up", title="Training", seed=1, num_resamples=200)
 
@@ -186,7 +187,7 @@ def test_loss_spikes_are_counted_and_marked_on_the_training_curve(study, tmp_pat
 def test_tracking_takes_the_means_of_a_model_and_nothing_by_layer(study):
     train = pd.DataFrame({"step": [9], "tokens_seen": [72], "train_loss": [4.0]})
     model = study.add_pretrained("trilm/0.4M", records={"ternary.csv": TERNARY, "train.csv": train})
-    curves = tracking._curves(model)
+    curves = curves_of(model)
     found = {key: value for key, value in curves.items() if key[1] in (0, 9)}
     assert found == {
         ("train_loss", 9): 4.0,
@@ -207,4 +208,4 @@ def test_tracking_takes_no_curves_from_the_tables_of_a_report(study):
     report = study.add(
         "report", "report", CONFIG, {}, lambda draft: means.to_csv(draft.folder / "ternary.csv", index=False)
     )
-    assert tracking._curves(report) == {}
+    assert curves_of(report) == {}

@@ -13,8 +13,8 @@ from data_study import DataStudy, corpus_of, study_of, texts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from openspectra.config import ReadConfig
 from openspectra.data import local_files as local_files_module
+from openspectra.data.config import ReadConfig
 from openspectra.data.read import clean
 from openspectra.data.rows import Row
 from openspectra.data.sources import rows_of

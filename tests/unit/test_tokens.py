@@ -10,16 +10,17 @@ import pytest
 from data_study import ROOT, DataStudy, corpus_of, study_of, texts
 
 from openspectra.artifacts import open_artifact, write_artifact, write_json
-from openspectra.config import QuantizeConfig, TokensConfig
 from openspectra.data import shards as shards_module
 from openspectra.data import tokenizer as tokenizer_module
 from openspectra.data import tokenizing as tokenizing_module
-from openspectra.data.calibration import draw_calibration
+from openspectra.data.config import TokensConfig
 from openspectra.data.corpus import documents_of
 from openspectra.data.shards import SHARDS, ShardWriter, dtype_for, in_split
 from openspectra.data.tokenizer import end_of_text_id, load_tokenizer
 from openspectra.data.tokens import Tokens
 from openspectra.errors import ConfigError, DamagedArtifactError, OpenSpectraError
+from openspectra.quantization.calibration import draw_calibration
+from openspectra.quantization.config import QuantizeConfig
 
 LENGTH = 70
 BLOCK_BYTES = 300

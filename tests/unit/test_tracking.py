@@ -10,7 +10,9 @@ import pytest
 from reporting_study import CHANCE, FakeStudy
 
 from openspectra.errors import OpenSpectraError
-from openspectra.tracking import metric_name, track, without_userinfo
+from openspectra.tracking.contents import metric_name
+from openspectra.tracking.store import without_userinfo
+from openspectra.tracking.sync import track
 
 EXPERIMENT = "made_up"
 

@@ -11,12 +11,13 @@ from conftest import kills_at_file_operations
 from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader
 
-from openspectra.config import LlamaShape, PretrainConfig
 from openspectra.errors import DamagedArtifactError, OpenSpectraError
+from openspectra.model.config import LlamaShape
 from openspectra.model.families import load_family
 from openspectra.model.llama import Llama
 from openspectra.training.batches import StepData
 from openspectra.training.checkpoint import KEPT, CheckpointFolder
+from openspectra.training.config import PretrainConfig
 from openspectra.training.instruments import BIN_COLUMNS, Instruments
 from openspectra.training.interruption import Interruption
 from openspectra.training.module import Checkpointing, Pretraining

@@ -12,8 +12,8 @@ import sys
 import torch
 
 import openspectra.training.pretrain  # noqa: F401  the heavy imports, once for all children
-from openspectra import cli, config
-from openspectra.training import batches
+from openspectra import cli
+from openspectra.training import batches, config
 
 
 def child(request: dict) -> None:

@@ -12,11 +12,11 @@ import pytest
 from conftest import ROOT, copy_project, run, snakemake
 
 from openspectra.artifacts import open_artifact, verify_tree
-from openspectra.config import PretrainConfig
 from openspectra.data.tokenizer import load_tokenizer
 from openspectra.data.tokens import Tokens
 from openspectra.strict_yaml import read_yaml
 from openspectra.training.batches import StepData
+from openspectra.training.config import PretrainConfig
 
 MODELS = ("floatlm/2L", "trilm/2L", "quantlm/2L-8bit", "quantlm/2L-6bit", "quantlm/2L-4bit", "quantlm/2L-3bit")
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from openspectra.artifacts import Artifact, write_csv
-from openspectra.config import ContaminationConfig
+from openspectra.data.config import ContaminationConfig
 from openspectra.data.documents import iterate
 from openspectra.data.local_files import matching_files
 from openspectra.data.order import mix

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from openspectra.artifacts import Artifact, write_json
-from openspectra.config import CorpusConfig, PartConfig, SourcesConfig
+from openspectra.data.config import CorpusConfig, PartConfig, SourcesConfig
 from openspectra.data.documents import BucketWriter, Document, DocumentWriter, RawDocument, iterate, write_documents
 from openspectra.errors import OpenSpectraError
 

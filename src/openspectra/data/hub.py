@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from openspectra.config import HubSource, ReadConfig
+from openspectra.data.config import HubSource, ReadConfig
 from openspectra.data.rows import NOT_READABLE, ROWS_AT_A_TIME, Row, rows_of_table
 from openspectra.errors import ConfigError, OpenSpectraError
 

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from openspectra.config import FilesSource, ReadConfig
+from openspectra.data.config import FilesSource, ReadConfig
 from openspectra.data.rows import NOT_READABLE, ROWS_AT_A_TIME, Row, is_taken, rows_of_table
 from openspectra.errors import ConfigError, OpenSpectraError
 

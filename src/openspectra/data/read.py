@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from openspectra.artifacts import sha256_of, write_csv
-from openspectra.config import ReadConfig
+from openspectra.data.config import ReadConfig
 from openspectra.data.documents import BucketWriter, RawDocument, hash_of
 from openspectra.data.local_files import data_folder, input_files
 from openspectra.data.rows import Row

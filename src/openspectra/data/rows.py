@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from openspectra.config import FilesSource, HubSource, Problem
+from openspectra.data.config import FilesSource, HubSource, Problem
 from openspectra.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from openspectra.config import FilesSource, HubSource, ReadConfig, StdlibSource
+from openspectra.data.config import FilesSource, HubSource, ReadConfig, StdlibSource
 from openspectra.data.hub import hub_rows
 from openspectra.data.local_files import file_rows, read_text
 from openspectra.data.rows import Row

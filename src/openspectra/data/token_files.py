@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from openspectra.artifacts import Artifact
-from openspectra.config import TokenFilesConfig
+from openspectra.data.config import TokenFilesConfig
 from openspectra.data.local_files import data_folder
 from openspectra.data.shards import BlockHasher, shard_record, write_index
 from openspectra.data.tokenizer import end_of_text_id, fingerprint, load_tokenizer

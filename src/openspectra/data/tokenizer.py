@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from openspectra.artifacts import Artifact, write_json
-from openspectra.config import TokenizerConfig
+from openspectra.data.config import TokenizerConfig
 from openspectra.data.corpus import documents_of
 from openspectra.data.local_files import data_folder
 from openspectra.errors import ConfigError, OpenSpectraError

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from openspectra.artifacts import Artifact, write_json
-from openspectra.config import TokenPartConfig, TokensConfig
+from openspectra.data.config import TokenPartConfig, TokensConfig
 from openspectra.data.corpus import parts_of, role_of
 from openspectra.data.documents import Document, iterate
 from openspectra.data.shards import SHARDS, ShardWriter, dtype_for, in_split

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from openspectra.config import BenchmarksConfig
+from openspectra.evaluation.config import BenchmarksConfig
 from openspectra.evaluation.harness import load_tasks
 
 

@@ -13,9 +13,9 @@ from random import Random
 from typing import Any
 
 from openspectra.artifacts import Artifact, write_json
-from openspectra.config import TasksConfig
 from openspectra.data.corpus import Document, read_documents
 from openspectra.errors import ConfigError
+from openspectra.evaluation.config import TasksConfig
 from openspectra.evaluation.items import NUM_ENDINGS, Item, clozes, continuations, ending_pool, passage
 from openspectra.evaluation.minimal_pairs import minimal_pairs
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from openspectra.artifacts import Artifact
-from openspectra.config import EvaluateConfig
 from openspectra.errors import ConfigError, DamagedArtifactError, OpenSpectraError
 from openspectra.evaluation.build_tasks import TASK_TABLE
+from openspectra.evaluation.config import EvaluateConfig
 from openspectra.evaluation.scores import Scores, write_scores
 
 ENVIRONMENT = {

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from openspectra.artifacts import Artifact, write_json
-from openspectra.config import LlamaShape, PretrainConfig
 from openspectra.data.tokenizer import TOKENIZER_FILES, end_of_text_id
+from openspectra.model.config import LlamaShape
 from openspectra.model.families import load_family
 from openspectra.model.llama import Llama
 from openspectra.model.size import model_size_bits
@@ -17,12 +17,14 @@ from openspectra.model.size import model_size_bits
 WEIGHTS = "model.safetensors"
 
 
-def save_model(model: Llama, config: PretrainConfig, tokenizer: Artifact, folder: Path) -> dict[str, Any]:
+def save_model(model: Llama, family: str, dtype: str, tokenizer: Artifact, folder: Path) -> dict[str, Any]:
     """Write the Hugging Face folder of a model (effective weights, config, tokenizer); return its counts."""
-    save_file(exported_weights(model, config.export_dtype), folder / WEIGHTS, metadata={"format": "pt"})
-    describe_model(config, tokenizer, folder)
+    save_file(exported_weights(model, dtype), folder / WEIGHTS, metadata={"format": "pt"})
+    write_json(folder / "config.json", hugging_face_config(model.shape, family, dtype, end_of_text_id(tokenizer)))
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(tokenizer.file(name), folder / name)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    linear, width = config.shape.num_linear_parameters, model.family.bits_per_weight
+    linear, width = model.shape.num_linear_parameters, model.family.bits_per_weight
     return {
         "num_parameters": num_parameters,
         "num_linear_parameters": linear,
@@ -35,14 +37,6 @@ def exported_weights(model: Llama, dtype: str) -> dict[str, torch.Tensor]:
     """Return the effective weights of a model under Hugging Face's names, on the CPU."""
     precision = getattr(torch, dtype)
     return {name: tensor.to(precision).contiguous().cpu() for name, tensor in model.export_state_dict().items()}
-
-
-def describe_model(config: PretrainConfig, tokenizer: Artifact, folder: Path) -> None:
-    """Write what belongs beside the weights: `config.json` and the tokenizer."""
-    settings = hugging_face_config(config.shape, config.family, config.export_dtype, end_of_text_id(tokenizer))
-    write_json(folder / "config.json", settings)
-    for name in TOKENIZER_FILES:
-        shutil.copyfile(tokenizer.file(name), folder / name)
 
 
 def hugging_face_config(shape: LlamaShape, family: str, dtype: str, end_of_text: int) -> dict[str, Any]:

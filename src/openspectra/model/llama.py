@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openspectra.config import LlamaShape
+from openspectra.model.config import LlamaShape
 from openspectra.model.families import load_family
 from openspectra.model.families.family import Family
 from openspectra.model.head_and_loss import mean_loss, token_losses

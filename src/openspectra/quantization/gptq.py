@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from openspectra.artifacts import Artifact, write_csv
-from openspectra.config import QuantizeConfig
-from openspectra.data.calibration import draw_calibration
 from openspectra.data.tokenizer import TOKENIZER_FILES
 from openspectra.data.tokens import Tokens
 from openspectra.errors import ConfigError, OpenSpectraError
 from openspectra.model.size import bits_per_weight, model_size_bits
+from openspectra.quantization.calibration import draw_calibration
+from openspectra.quantization.config import QuantizeConfig
 
 BATCH_SIZE = 8
 """Calibration sequences per forward pass; fixed, because it changes the order of sums."""

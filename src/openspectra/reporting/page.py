@@ -12,9 +12,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from openspectra.artifacts import Artifact
-from openspectra.config import ReportConfig
 from openspectra.model_ids import ModelId
 from openspectra.reporting import provenance, sections, sweep, tables, ternary, twins, views
+from openspectra.reporting.config import ReportConfig
 from openspectra.reporting.data_card import DataCard, data_card
 from openspectra.reporting.drawing import Drawing
 from openspectra.reporting.findings import findings

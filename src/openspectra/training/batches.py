@@ -3,9 +3,9 @@
 import torch
 from torch.utils.data import IterableDataset
 
-from openspectra.config import PretrainConfig
 from openspectra.data.order import sequence_at
 from openspectra.data.tokens import Tokens
+from openspectra.training.config import PretrainConfig
 
 
 class StepData(IterableDataset):

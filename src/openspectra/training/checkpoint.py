@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import save
 
 from openspectra.artifacts import Artifact, config_hash, sha256_of
-from openspectra.config import PretrainConfig
 from openspectra.errors import DamagedArtifactError, OpenSpectraError
 from openspectra.model.hugging_face import exported_weights
 from openspectra.model.llama import Llama
 from openspectra.stage_versions import STAGE_VERSIONS
+from openspectra.training.config import PretrainConfig
 from openspectra.writing import write_atomically
 
 logger = logging.getLogger(__name__)

@@ -15,12 +15,12 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import fully_shard
 
-from openspectra.config import PretrainConfig
 from openspectra.data.tokens import Tokens
 from openspectra.errors import OpenSpectraError
 from openspectra.model.llama import Llama
 from openspectra.training import recipe
 from openspectra.training.checkpoint import CheckpointFolder
+from openspectra.training.config import PretrainConfig
 from openspectra.training.instruments import Instruments
 from openspectra.training.interruption import Interruption
 from openspectra.training.spikes import Spikes

@@ -11,13 +11,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from openspectra.artifacts import Artifact, write_artifact, write_csv
-from openspectra.config import PretrainConfig
 from openspectra.data.tokens import Tokens
 from openspectra.errors import ConfigError, Interrupted, OpenSpectraError
 from openspectra.model.hugging_face import save_model
 from openspectra.model.llama import Llama
 from openspectra.training.batches import StepData
 from openspectra.training.checkpoint import CheckpointFolder
+from openspectra.training.config import PretrainConfig
 from openspectra.training.interruption import Interruption
 from openspectra.training.matrices import means_by_step
 from openspectra.training.memory import keep_freed_memory
@@ -63,7 +63,7 @@ def pretrain(
         progress = Progress(out / "speed.jsonl", show_bar)
         module, llama = _train(config, parents, checkpoints, progress, world, interruption)
         with write_artifact(out, "pretrain", config, parents, started) as draft:
-            draft.metrics |= save_model(llama, config, tokenizer, draft.folder)
+            draft.metrics |= save_model(llama, config.family, config.export_dtype, tokenizer, draft.folder)
             draft.metrics |= _save_records(module, draft.folder)
             draft.run |= {"ranks": world.size, "strategy": world.strategy}
         checkpoints.remove_other_runs()

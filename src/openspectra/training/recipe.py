@@ -7,7 +7,7 @@ update that takes the run from `step` to `step + 1`.
 
 import math
 
-from openspectra.config import PretrainConfig
+from openspectra.training.config import PretrainConfig
 
 
 def learning_rate(config: PretrainConfig, step: int) -> float:

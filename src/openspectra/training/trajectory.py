@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from openspectra.artifacts import Artifact, sha256_of
-from openspectra.config import CheckpointConfig
 from openspectra.data.tokenizer import TOKENIZER_FILES
 from openspectra.errors import ConfigError, DamagedArtifactError
+from openspectra.training.config import CheckpointConfig
 
 TABLE, WEIGHTS = "checkpoints.csv", "model.safetensors"
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 from openspectra.artifacts import Artifact
-from openspectra.config import PretrainConfig
 from openspectra.data.order import sequence_at
 from openspectra.data.tokenizer import load_tokenizer
 from openspectra.data.tokens import Tokens
 from openspectra.errors import ConfigError
+from openspectra.training.config import PretrainConfig
 
 
 def describe_step(config: PretrainConfig, step: int, train: Artifact, tokenizer: Artifact) -> Iterator[str]:

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from openspectra.artifacts import write_csv
-from openspectra.config import QuantizeConfig
 from openspectra.data.order import sequence_at
 from openspectra.data.tokens import Span, Tokens
 from openspectra.errors import OpenSpectraError
+from openspectra.quantization.config import QuantizeConfig
 
 
 def draw_calibration(config: QuantizeConfig, tokens: Tokens, listing: Path) -> np.ndarray:

@@ -1,0 +1,27 @@
+"""Config of a quantization."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from openspectra.config import Config, PositiveInt, Seed
+
+Bits = Literal[3, 4, 6, 8]
+
+
+class QuantizeConfig(Config):
+    """GPTQ of one FloatLM (paper, section on QuantLM), in gptqmodel's names."""
+
+    model_id: str
+    bits: Bits
+    group_size: Annotated[int, Field(ge=-1)]
+    """Weights of a row that share a scale; -1: the whole row."""
+    sym: Literal[True] = True
+    desc_act: bool = False  # ASSUME: GPTQ's plain order; the paper does not state it
+    damp_percent: Annotated[float, Field(gt=0, lt=1)] = 0.01  # ASSUME: GPTQ's default; the paper does not state it
+    num_calibration_samples: PositiveInt
+    calibration_sequence_length: PositiveInt
+    calibration_set: Annotated[int, Field(ge=0)] = 0
+    """Which of the disjoint sets that the seed gives."""
+    seed: Seed
+    """Seeds the draw of calibration sequences from the train split."""

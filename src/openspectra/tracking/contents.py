@@ -1,0 +1,209 @@
+"""What an MLflow run shows of an artifact: name, tags, parameters, metrics, files, data set."""
+
+import csv
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openspectra.artifacts import MANIFEST, Artifact
+from openspectra.model_ids import ModelId
+from openspectra.reporting.identity import artifact_id, evaluated_model, nominal_bits, run_facts_of, suite_name
+from openspectra.training.matrices import means_by_step
+
+if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput, Metric
+
+HASH_TAG = "manifest_sha256"
+USER = "openspectra"
+"""Stands as the creator of every run: who pressed the key is no fact of an artifact."""
+CURVES = ("train.csv", "valid.csv")
+MAX_FILE_BYTES = 5_000_000
+"""Larger files stay where they are; their names and hashes stand in the manifest, which is logged."""
+MAX_LINKS = 8
+DIGEST_LENGTH = 36
+"""The longest digest of a data set that MLflow takes."""
+DATA_SET_PROFILE = ("counts", "documents", "bytes", "num_tokens", "num_documents", "dtype", "tokenizer_sha256")
+Numbers = dict[tuple[str, int], float]
+"""Metric values by name and step."""
+Made = dict[str, tuple[str, str]]
+"""Name and run id by the hash of a manifest, or by the role of a parent."""
+
+
+def run_name(artifact: Artifact) -> str:
+    """Return the name of an artifact's run: its id, for evaluations model first, because lists cut long names."""
+    return artifact_id(artifact).removeprefix("evaluation/")
+
+
+def metric_name(*parts: str) -> str:
+    """Return a name of a metric, parameter or tag that MLflow takes, parts joined by `/`."""
+    return "/".join(re.sub(r"[^\w\-. :]", "_", part, flags=re.ASCII).lstrip(".") or "_" for part in parts)[:250]
+
+
+def tags_of(artifact: Artifact, experiment_id: str, made: Made) -> dict[str, str]:
+    """Return the tags of a run: identity, model, commit, and the run of each parent."""
+    manifest, commit = artifact.manifest, run_facts_of(artifact).get("commit")
+    parents = {role: made[parent.sha256] for role, parent in manifest.parents.items() if parent.sha256 in made}
+    tags = {
+        HASH_TAG: artifact.sha256,
+        "stage": manifest.stage,
+        "stage_version": str(manifest.stage_version),
+        **_model_tags(artifact),
+        **{_parent_tag(role, name): run_id for role, (name, run_id) in parents.items()},
+        "mlflow.note.content": _description(artifact, experiment_id, parents),
+        "mlflow.source.name": manifest.stage,
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": USER,
+    }
+    return tags | ({"commit": commit, "mlflow.source.git.commit": commit} if commit else {})
+
+
+def metrics_of(artifact: Artifact, times: tuple[int, int]) -> list["Metric"]:
+    """Return summary metrics, curves and scores with their steps; what is no finite number is left out.
+
+    A summary metric of the name of a curve is left to the curve, whose last point it is. Points are spread over the
+    run's time by their step.
+    """
+    from mlflow.entities import Metric
+
+    curves = curves_of(artifact)
+    names = {name for name, _ in curves}
+    summary = {
+        (name, 0): value for name, value in _flat_metrics(artifact.manifest.metrics).items() if name not in names
+    }
+    start, end = times
+    last = max((step for _, step in curves), default=0)
+    moments = {step: start + (end - start) * step // last if last else end for _, step in curves}
+    return [
+        Metric(name, value, moments.get(step, end) if (name, step) in curves else end, step)
+        for (name, step), value in {**summary, **_scores(artifact), **curves}.items()
+    ]
+
+
+def flat_params(config: dict[str, Any], *path: str) -> dict[str, str]:
+    """Return a nested config as `shape.hidden_size: "512"`; lists as JSON."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= flat_params(value, *path, key)
+        else:
+            flat[metric_name(".".join([*path, key]))] = value if isinstance(value, str) else json.dumps(value)
+    return flat
+
+
+def small_files(artifact: Artifact) -> Iterator[Path]:
+    """Yield manifest, run facts, tables and pages that are worth a copy; never weights."""
+    yield artifact.folder / MANIFEST
+    if (artifact.folder / "run.json").is_file():
+        yield artifact.folder / "run.json"
+    for record in artifact.manifest.files:
+        if record.path.endswith((".csv", ".html", "data_card.json")) and record.bytes <= MAX_FILE_BYTES:
+            yield artifact.file(record.path)
+
+
+def data_set_of(artifact: Artifact) -> "DatasetInput":
+    """Return a corpus, or a split of tokens, as MLflow's data set: its identity is the hash of the manifest."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    config, metrics = artifact.manifest.config, artifact.manifest.metrics
+    data_set = Dataset(
+        name=artifact_id(artifact),
+        digest=artifact.sha256[:DIGEST_LENGTH],
+        source_type="openspectra",
+        source=json.dumps({"manifest_sha256": artifact.sha256, "sources": sorted(config.get("sources", {}))}),
+        profile=json.dumps({key: value for key, value in metrics.items() if key in DATA_SET_PROFILE}),
+    )
+    return DatasetInput(data_set, [InputTag("mlflow.data.context", config.get("split", "all splits"))])
+
+
+def times_of(artifact: Artifact) -> tuple[int, int]:
+    """Return start and end of the run that made an artifact, in milliseconds since 1970; the manifest's time if unknown."""
+    facts = run_facts_of(artifact)
+    start, duration = _number(facts.get("started_unix_seconds")), _number(facts.get("duration_seconds"))
+    if start is None:
+        start = (artifact.folder / MANIFEST).stat().st_mtime
+    return int(1000 * start), int(1000 * (start + (duration or 0)))
+
+
+def _model_tags(artifact: Artifact) -> dict[str, str]:
+    """Return model_id, family, size, bits and variant of an artifact that is, or scores, a model."""
+    evaluation = artifact.manifest.stage == "evaluate"
+    name = evaluated_model(artifact) if evaluation else artifact.manifest.config.get("model_id")
+    if name is None:
+        return {}
+    model_id = ModelId.parse(name)
+    bits = nominal_bits(model_id)
+    tags = {"model_id": name, "family": model_id.family, "size": model_id.size}
+    tags |= {"bits": f"{bits:g}"} if bits else {}
+    tags |= {"variant": model_id.variant} if model_id.variant else {}
+    return tags | ({"suite": suite_name(artifact)} if evaluation else {})
+
+
+def _parent_tag(role: str, name: str) -> str:
+    """Return the tag of a parent: its role, or its name where the role is a path, as a report's are."""
+    return f"parent.{role}" if role.isidentifier() else f"parent.{metric_name(*name.split('/'))}"
+
+
+def _description(artifact: Artifact, experiment_id: str, parents: Made) -> str:
+    """Return a line of Markdown with a link to the run of each parent; of many parents only the tags lead there."""
+    if len(parents) > MAX_LINKS:
+        return f"Stage {artifact.manifest.stage}, made from {len(parents)} artifacts: see the tags `parent.*`."
+    links = [f"[{name}](#/experiments/{experiment_id}/runs/{run_id})" for name, run_id in parents.values()]
+    return f"Stage {artifact.manifest.stage}" + (f", made from {', '.join(links)}." if links else ".")
+
+
+def curves_of(artifact: Artifact) -> Numbers:
+    """Return every column of the training curves by step; of the discrete weights the means over all matrices."""
+    if artifact.manifest.stage != "pretrain":
+        return {}  # the report holds the means of all models again
+    rows = [row for name in CURVES for row in _rows(artifact, name)]
+    rows += means_by_step(_rows(artifact, "ternary.csv"))
+    return {
+        (metric_name(column), int(row["step"])): value
+        for row in rows
+        for column, entry in row.items()
+        if column != "step" and (value := _number(entry)) is not None
+    }
+
+
+def _scores(artifact: Artifact) -> Numbers:
+    """Return value and standard error of every evaluation score: `cloze/acc`, `cloze/acc_stderr`."""
+    numbers = {}
+    for row in _rows(artifact, "scores.csv"):
+        if artifact.manifest.stage != "evaluate":
+            continue  # the report holds the scores of all models again
+        filtered = [row["filter"]] if row["filter"] not in ("", "none") else []
+        for suffix, column in (("", "value"), ("_stderr", "stderr")):
+            value = _number(row[column])
+            if value is not None:
+                numbers[metric_name(row["task"], row["metric"] + suffix, *filtered), 0] = value
+    return numbers
+
+
+def _rows(artifact: Artifact, name: str) -> list[dict[str, str]]:
+    """Return the rows of a CSV of the artifact, checked against its manifest; none where it has no such file."""
+    if all(record.path != name for record in artifact.manifest.files):
+        return []
+    with artifact.file(name).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _flat_metrics(metrics: dict[str, Any], *path: str) -> dict[str, float]:
+    """Return the finite numbers among nested metrics as `documents/train: 700.0`; keys may hold `/` themselves."""
+    flat = {}
+    for key, value in metrics.items():
+        if isinstance(value, dict):
+            flat |= _flat_metrics(value, *path, key)
+        elif not isinstance(value, str) and (number := _number(value)) is not None:
+            flat[metric_name(*path, *key.split("/"))] = number
+    return flat
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None

@@ -1,0 +1,119 @@
+"""Configs of a training run and of its checkpoints."""
+
+from functools import cached_property
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from openspectra.config import Config, Fraction, PositiveInt, Rate, Seed
+from openspectra.model.config import LlamaShape
+from openspectra.model.families import FAMILY_NAMES
+
+FamilyName = Literal[FAMILY_NAMES]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+FLOPS_PER_PARAMETER = 6
+"""Floating-point operations per parameter and token of one training step (forward 2, backward 4)."""
+COMPILED_FROM_FLOPS = 1e14
+"""Runs from this size on compile their blocks: about 15 minutes on two CPU cores, of which compiling takes under one."""
+
+
+class PretrainConfig(Config):
+    """One training run, everything resolved: architecture, recipe, order of text."""
+
+    model_id: str
+    family: FamilyName
+    shape: LlamaShape
+    seed: Seed
+    """Seeds the initial draw and the order of text: equal for the twins of a size."""
+    precision: Precision
+    sequence_length: PositiveInt
+    """Tokens the model reads per training sample."""
+    global_batch_size: PositiveInt
+    """Sequences per optimizer step."""
+    micro_batch_size: PositiveInt
+    """Sequences per forward and backward pass."""
+    max_steps: PositiveInt
+    """Optimizer steps of the whole run."""
+    warmup_steps: Annotated[int, Field(ge=0)]
+    """Optimizer steps until the peak learning rate is reached."""
+    schedule: Literal["cosine", "linear"]
+    peak_lr: Rate
+    min_lr: Annotated[float, Field(ge=0, le=1)]
+    """Learning rate at the last step of a cosine schedule."""
+    lr_drop_step: PositiveInt | None = None
+    """First step that follows the lower peak."""
+    peak_lr_after_drop: Rate | None = None
+    weight_decay: Fraction
+    weight_decay_stop_step: PositiveInt | None = None
+    """First step without weight decay."""
+    adam_betas: Annotated[list[float], Field(min_length=2, max_length=2)]
+    adam_eps: Rate
+    gradient_clip_norm: Annotated[float, Field(gt=0)]
+    checkpoint_every_steps: PositiveInt
+    """Regular interval of the kept weights and of the states from which an interrupted run goes on."""
+    valid_every_steps: PositiveInt
+    """Interval of validation and of the measurements of discrete weights."""
+    valid_sequences: PositiveInt
+    """Sequences of the valid split in each validation."""
+    log_every_steps: PositiveInt
+    export_dtype: Literal["float32", "float16"]
+    """Precision of the saved weights."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.global_batch_size * self.sequence_length
+
+    @property
+    def uses_loss_scaling(self) -> bool:
+        """Whether half-precision gradients need a dynamic loss scale."""
+        return self.precision == "16-mixed"
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether blocks are compiled: by the size of the run, never by a stopwatch, for it changes the last digits."""
+        tokens = self.max_steps * self.tokens_per_step
+        return FLOPS_PER_PARAMETER * self.shape.num_parameters * tokens >= COMPILED_FROM_FLOPS
+
+    @cached_property
+    def checkpoint_steps(self) -> frozenset[int]:
+        """Steps whose weights are kept: 1, 2, 4, ... up to the regular interval, then its multiples.
+
+        The last step is not among them: it is the model itself.
+        """
+        # ASSUME: the paper announces 500+ checkpoints for 18 runs and states no interval
+        early = (2**power for power in range(self.checkpoint_every_steps.bit_length()))
+        regular = range(self.checkpoint_every_steps, self.max_steps, self.checkpoint_every_steps)
+        return frozenset(step for step in (*early, *regular) if step < self.max_steps)
+
+    @property
+    def summary(self) -> str:
+        """What the run does, in one line."""
+        rates = f"{self.peak_lr:g}" + (f" -> {self.peak_lr_after_drop:g}" if self.peak_lr_after_drop else "")
+        return (
+            f"{self.shape.num_parameters:,} parameters, peak rate {rates}, {self.max_steps:,} steps of "
+            f"{self.global_batch_size} x {self.sequence_length} = {self.tokens_per_step:,} tokens"
+        )
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"`micro_batch_size` must divide `global_batch_size`; got {self.micro_batch_size} and {self.global_batch_size}."
+            )
+        if self.sequence_length > self.shape.max_position_embeddings:
+            raise ValueError(
+                f"`sequence_length` must not exceed `max_position_embeddings`; "
+                f"got {self.sequence_length} and {self.shape.max_position_embeddings}."
+            )
+        if (self.lr_drop_step is None) != (self.peak_lr_after_drop is None):
+            raise ValueError("`lr_drop_step` and `peak_lr_after_drop` go together; give both or neither.")
+        return self
+
+
+class CheckpointConfig(Config):
+    """The weights of one step of a training run."""
+
+    model_id: str
+    family: FamilyName
+    step: PositiveInt
