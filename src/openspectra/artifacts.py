@@ -138,7 +138,8 @@ def verify_tree(root: Path) -> list[Artifact]:
                 found = open_artifact(artifact.folder / parent.path)
                 if found.sha256 != parent.sha256:
                     problems.append(
-                        f"{path}: made from another {role} than {found.folder} holds now; rerun this stage."
+                        f"{path}: made from another {role} than {found.folder} holds now; run the workflow again, or delete "
+                        "the folder where the study has it no more."
                     )
             artifacts.append(artifact)
         except DamagedArtifactError as error:

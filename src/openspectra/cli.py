@@ -113,13 +113,13 @@ def tokenize(
     log: Log = None,
 ) -> None:
     """Turn one part of the corpus into token shards, or index one ready token file."""
-    from openspectra.data.config import TokenFilesConfig, TokenPartConfig
+    from openspectra.data.config import TokenFilePartConfig, TokenPartConfig
     from openspectra.data.token_files import index_token_file
     from openspectra.data.tokenizing import build_token_part
 
     _set_threads(threads)
     parents = ({"part": (corpus_part, "part")} if corpus_part else {}) | {"tokenizer": (tokenizer, "tokenizer")}
-    config_type, run = (TokenPartConfig, build_token_part) if corpus_part else (TokenFilesConfig, index_token_file)
+    config_type, run = (TokenPartConfig, build_token_part) if corpus_part else (TokenFilePartConfig, index_token_file)
     _run_stage("token_part", config_type, config, out, log, parents, run, update={"part": part})
 
 

@@ -5,19 +5,19 @@ manifest, so artifacts of two versions are never taken for each other.
 """
 
 STAGE_VERSIONS = {
-    "source": 2,
+    "source": 3,
     "sources": 1,
-    "part": 2,
-    "corpus": 3,
+    "part": 3,
+    "corpus": 4,
     "tokenizer": 2,
-    "token_part": 2,
+    "token_part": 3,
     "tokens": 3,
     "benchmarks": 1,
-    "contamination": 2,
+    "contamination": 3,
     "pretrain": 2,
     "checkpoint": 1,
     "quantize": 2,
     "tasks": 1,
     "evaluate": 1,
-    "report": 2,
+    "report": 3,
 }

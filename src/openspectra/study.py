@@ -20,6 +20,7 @@ from openspectra.data.config import (
     ReadConfig,
     SourcesConfig,
     Split,
+    TokenFilePartConfig,
     TokenFilesConfig,
     TokenizerConfig,
     TokenPartConfig,
@@ -307,7 +308,7 @@ class Study(Config):
         if self.lm_eval_tasks:
             configs["benchmarks"] = BenchmarksConfig(tasks=self.lm_eval_tasks)
         if self.token_files:
-            return configs | {"tokens/parts": self.token_files}
+            return configs | {"tokens/parts": TokenFilePartConfig(**self.token_files.model_dump())}
         corpus = self.corpus
         weights = {name: source.weight for name, source in corpus.sources.items() if source.weight}
         for name, source in corpus.sources.items():

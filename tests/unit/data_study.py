@@ -44,14 +44,15 @@ class DataStudy:
         self.study, self.folder = study, folder
         self.configs = study.data_configs
 
-    def read(self) -> Artifact:
-        jobs = [
-            self._make(
-                f"sources/parts/{name}/{job}", "source", self._config(f"sources/parts/{name}", job=job), read_source
-            )
-            for name, job in self.study.source_jobs
-        ]
+    def read_job(self, name: str, job: int) -> Artifact:
+        config = self._config(f"sources/parts/{name}", job=job)
+        return self._make(f"sources/parts/{name}/{job}", "source", config, read_source)
+
+    def list_sources(self, *jobs: Artifact) -> Artifact:
         return self._make("sources", "sources", self._config("sources"), list_sources, *jobs)
+
+    def read(self) -> Artifact:
+        return self.list_sources(*(self.read_job(name, job) for name, job in self.study.source_jobs))
 
     def corpus(self) -> Artifact:
         sources = self.read()

@@ -1,6 +1,8 @@
 """Planted benchmark items are found in the train split, all of them and nothing else."""
 
 import csv
+import gzip
+import hashlib
 import json
 import random
 
@@ -14,7 +16,7 @@ from hub_server import hub
 from openspectra.artifacts import open_artifact
 from openspectra.data.contamination import check_contamination, ngram_hashes
 from openspectra.data.corpus import documents_of
-from openspectra.errors import ConfigError
+from openspectra.errors import ConfigError, OpenSpectraError
 from openspectra.evaluation.config import BUILT_TASKS
 from openspectra.study import load_study
 
@@ -106,6 +108,49 @@ def test_unknown_field_of_a_benchmark_is_named(tmp_path, data_folder):
     (data_folder / "a.jsonl").write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(50)))
     with pytest.raises(ConfigError, match=r"corpus\.benchmarks\.bench\.fields: .*\['question'\]; got \['query'\]"):
         check(tmp_path, fields=["query"])
+
+
+@pytest.mark.parametrize("name", ["bench.jsonl", "bench.jsonl.gz", "bench.jsonl.zst", "bench.csv"])
+def test_benchmark_files_of_every_kind_are_read_and_recorded(tmp_path, data_folder, name):
+    items = [sentence(random.Random(number), 20) for number in range(3)]
+    lines = "".join(json.dumps({"question": item}) + "\n" for item in items) + "\n"
+    content = b"\xef\xbb\xbf" + (lines if "jsonl" in name else "question\n" + "\n".join(items) + "\n").encode()
+    packed = {".gz": gzip.compress, ".zst": lambda data: pyarrow.compress(data, codec="zstd", asbytes=True)}
+    content = packed[name[-4:].lstrip("l")](content) if name.endswith((".gz", ".zst")) else content
+    (data_folder / "sub").mkdir()
+    (data_folder / "sub" / name).write_bytes(content)
+    documents = [*items, *(sentence(random.Random(100 + number), 30) for number in range(40))]
+    (data_folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    study = DataStudy(study_of(corpus=corpus_of(benchmarks={"bench": {"files": ["sub/*"]}})), tmp_path / "made")
+    corpus = study.corpus()
+    metrics = check_contamination(study.configs["contamination"], corpus, folder=tmp_path)
+    in_train = {document.text for document in documents_of(corpus, "train")}
+    assert metrics["bench"] == {"num_items": 3, "num_too_short": 0, "num_found": sum(i in in_train for i in items)}
+    with (tmp_path / "inputs.csv").open() as file:
+        assert list(csv.DictReader(file)) == [
+            {"file": f"sub/{name}", "bytes": str(len(content)), "sha256": hashlib.sha256(content).hexdigest()}
+        ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("bench.jsonl", b'{"question": "a"}\n{"question"'),
+        ("bench.jsonl", b'{"question": "caf\xe9"}\n'),
+        ("bench.jsonl", b'["a"]\n'),
+        ("bench.jsonl.gz", b"<html>404 Not Found</html>"),
+        ("bench.parquet", b"<html>404 Not Found</html>"),
+        ("bench.csv", b"question\ncaf\xe9\n"),
+    ],
+)
+def test_damaged_benchmark_file_is_one_line_with_its_name(tmp_path, data_folder, name, content):
+    (data_folder / "sub").mkdir()
+    (data_folder / "sub" / name).write_bytes(content)
+    (data_folder / "a.jsonl").write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(50)))
+    study = DataStudy(study_of(corpus=corpus_of(benchmarks={"bench": {"files": ["sub/*"]}})), tmp_path / "made")
+    with pytest.raises(OpenSpectraError, match=rf"{name}: .*mend it\.$") as caught:
+        check_contamination(study.configs["contamination"], study.corpus(), folder=tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow

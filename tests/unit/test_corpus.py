@@ -9,7 +9,8 @@ from data_study import DataStudy, corpus_of, study_of, texts
 
 from openspectra.data import corpus as corpus_module
 from openspectra.data import documents as documents_module
-from openspectra.data.corpus import card_of, documents_of, read_documents
+from openspectra.data.card import card_of
+from openspectra.data.corpus import documents_of, read_documents
 from openspectra.errors import OpenSpectraError
 
 SPLITS = ("train", "valid", "test")
@@ -96,7 +97,7 @@ def test_part_too_large_names_the_number_of_parts_to_give(tmp_path, data_folder,
     write_lines(data_folder / "a.jsonl", texts(90))
     monkeypatch.setattr(corpus_module, "SLICE_BYTES", 1000)
     monkeypatch.setattr(corpus_module, "MAX_SLICES", 10)
-    with pytest.raises(OpenSpectraError, match=r"corpus\.num_parts: part 0 has .* raise 1 to [45] or more"):
+    with pytest.raises(OpenSpectraError, match=r"corpus\.num_parts: part 0 has .* raise 1 to [67] or more"):
         made(tmp_path)
 
 
@@ -148,6 +149,61 @@ def test_mixture_has_the_bytes_of_its_weights(tmp_path, data_folder):
     size = {name: sum(split["bytes"] for split in entry["splits"].values()) for name, entry in card.items()}
     assert card["small"]["counts"]["kept"] == 1000  # runs out first, and is taken whole
     assert size["small"] / size["big"] == pytest.approx(1.5, rel=0.08)
+
+
+def test_copies_are_kept_where_the_sample_of_any_source_holds_them(tmp_path, data_folder):
+    """Of two sources with the same text the one that is taken whole supplies what the other's sample lacks."""
+    write_lines(data_folder / "a.jsonl", texts(400))
+    sources = {
+        name: {"adapter": "files", "files": ["a.jsonl"], "weight": weight}
+        for name, weight in (("a_few", 1), ("the_rest", 9))
+    }
+    corpus = made(tmp_path, sources=sources)
+    counts = {name: entry["counts"] for name, entry in card_of(corpus).items()}
+    assert corpus.manifest.metrics["counts"]["kept"] == 400
+    assert counts["a_few"]["kept"] == counts["the_rest"]["duplicates"] > 20
+    assert counts["a_few"]["skipped"] == {"not_sampled": 400 - counts["a_few"]["kept"]}
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "longer"])
+def test_jobs_that_saw_other_files_are_refused(tmp_path, data_folder, change):
+    """Each job takes its share of a list of files: of two lists some would be read twice, some never."""
+    for name in "abcdef":
+        write_lines(data_folder / f"{name}.jsonl", texts(20, seed=ord(name)))
+    source = {"adapter": "files", "files": ["*.jsonl"], "num_jobs": 2}
+    study = DataStudy(study_of(corpus=corpus_of(sources={"files": source})), tmp_path / "made")
+    first = study.read_job("files", 0)
+    if change == "removed":
+        (data_folder / "b.jsonl").unlink()
+    else:
+        write_lines(data_folder / ("g.jsonl" if change == "added" else "b.jsonl"), texts(21, seed=9))
+    with pytest.raises(
+        OpenSpectraError, match=r"corpus\.sources\.files: files came, went or .* delete .*/parts/files and"
+    ):
+        study.list_sources(first, study.read_job("files", 1))
+    again = [study.read_job("files", job) for job in range(2)]
+    assert (
+        study.list_sources(*again).manifest.metrics["files"]["read"]
+        == {"added": 141, "removed": 100, "longer": 121}[change]
+    )
+    with pytest.raises(OpenSpectraError, match=r"corpus\.sources\.files: only 1 of its jobs are given"):
+        study.list_sources(again[0])
+
+
+def test_source_without_a_document_is_refused(tmp_path, data_folder):
+    write_lines(data_folder / "a.jsonl", texts(50))
+    write_lines(data_folder / "b.jsonl", [" ", ""])
+    sources = {
+        "a": {"adapter": "files", "files": ["a.jsonl"]},
+        "b": {"adapter": "files", "files": ["b.jsonl"], "dirty": {"empty": "skip"}},
+    }
+    with pytest.raises(OpenSpectraError, match=r"corpus\.sources\.b: no document in 2 rows read \(2 empty\); correct"):
+        made(tmp_path, sources=sources)
+    sources["b"] = {"adapter": "files", "files": ["a.jsonl"], "where": {"kind": "none"}}
+    with pytest.raises(
+        OpenSpectraError, match=r"corpus\.sources\.b: no document in 0 rows read \(none left out\); correct"
+    ):
+        made(tmp_path, sources=sources)
 
 
 def test_empty_split_is_refused(tmp_path, data_folder):

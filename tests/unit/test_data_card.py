@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pyarrow
 import pyarrow.parquet
+import pytest
 from data_study import DataStudy, corpus_of, study_of, texts
 
 from openspectra.artifacts import open_artifact, write_artifact
@@ -57,3 +58,20 @@ def test_card_shows_sources_splits_tokens_and_benchmarks(tmp_path, monkeypatch):
     ]
     assert [int(digits, 16) for digits in table["hash"]] == hashes
     assert data_card([]) is None
+
+
+def test_card_of_a_mixture_shows_wanted_and_kept_shares(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENSPECTRA_DATA", str(tmp_path))
+    for name, count in (("a", 300), ("b", 100)):
+        lines = texts(count, seed=ord(name))
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    sources = {
+        name: {"adapter": "files", "files": [f"{name}.jsonl"], "weight": weight}
+        for name, weight in (("a", 1), ("b", 3))
+    }
+    card = data_card([DataStudy(study_of(corpus=corpus_of(sources=sources)), tmp_path / "made").corpus()])
+    view = dict(card.views)["Documents by source"]
+    assert [title for title, _ in view.columns[-3:]] == ["Weight", "Kept", "Licence"]
+    cells = {row.name: [cell.text for cell in row.cells[-3:-1]] for row in view.rows}
+    assert (cells["a"][0], cells["b"][0]) == ("25.0", "75.0")
+    assert float(cells["b"][1]) == pytest.approx(75, abs=6)

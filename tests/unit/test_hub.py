@@ -15,7 +15,7 @@ from hub_server import hub
 
 from openspectra.artifacts import open_artifact
 from openspectra.data.config import ReadConfig
-from openspectra.data.documents import RawDocument, iterate
+from openspectra.data.documents import iterate_raw
 
 OLD, NEW = "a" * 40, "b" * 40
 CARD = """---
@@ -99,7 +99,7 @@ def read(address: str, tmp_path: Path, program: tuple[str, ...] = ("openspectra"
 def documents(out: Path) -> list[tuple[str, str, str | None]]:
     """Return place, text and split of everything read, by place."""
     artifact = open_artifact(out, "source")
-    found = iterate(artifact.file("00000.parquet"), RawDocument)
+    found = iterate_raw(artifact.file("00000.arrow"))
     return sorted((document.place, document.text, document.split) for document in found)
 
 

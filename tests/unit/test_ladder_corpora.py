@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from openspectra.data.local_files import data_folder
+from openspectra.data.local_files import data_folder, list_files
 from openspectra.data.read import clean
 from openspectra.data.sources import rows_of
 from openspectra.study import load_study
@@ -36,14 +36,17 @@ def test_rows_and_tokens_as_read_are_the_documented_ones(monkeypatch):
     monkeypatch.setenv("OPENSPECTRA_DATA", str(data_folder().resolve()))
     study = load_study(ROOT / "studies" / "ladder.yaml")
     tokenizer = Tokenizer.from_file(str(data_folder() / study.tokenizer.file))
+    tokenizer.encode_special_tokens = True
     rows, tokens, problems = Counter(), Counter(), Counter()
     for name in study.corpus.sources:
         config = study.data_configs[f"sources/parts/{name}"]
-        for row in rows_of(config):
+        for row in rows_of(config, list_files(name, config.source)):
             text, problem = clean(row, config)
             rows[name, row.split] += 1
             problems[problem] += 1
             # a row of white space alone is left out of the corpus, but is tokens as read
-            tokens[name, row.split] += len(tokenizer.encode_batch_fast([text or row.content.decode()])[0])
+            tokens[name, row.split] += len(
+                tokenizer.encode_batch_fast([text or row.content.decode()], add_special_tokens=False)[0]
+            )
     assert {key: (rows[key], tokens[key]) for key in rows} == ROWS_AND_TOKENS
     assert set(problems) == {None, "empty"}

@@ -3,7 +3,10 @@
 import csv
 import gzip
 import json
+import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow
@@ -15,6 +18,7 @@ from hypothesis import strategies as st
 
 from openspectra.data import local_files as local_files_module
 from openspectra.data.config import ReadConfig
+from openspectra.data.local_files import list_files, record_input
 from openspectra.data.read import clean
 from openspectra.data.rows import Row
 from openspectra.data.sources import rows_of
@@ -51,10 +55,15 @@ def config_of(**source) -> ReadConfig:
     return ReadConfig.model_validate({"name": "files", "source": source} | limits)
 
 
+def rows(config: ReadConfig) -> Iterator[Row]:
+    """Return the rows of one job."""
+    return rows_of(config, list_files(config.name, config.source)[config.job :: config.source.num_jobs])
+
+
 def read(**source) -> list[tuple[str, str, str | None]]:
     """Return place, text and problem of every row."""
     config = config_of(**source)
-    return [(row.place, *clean(row, config)) for row in rows_of(config)]
+    return [(row.place, *clean(row, config)) for row in rows(config)]
 
 
 def line(value) -> bytes:
@@ -105,6 +114,9 @@ def hostile_files(scratch: Path) -> dict[str, tuple[bytes, dict[str, int]]]:
         "bom.jsonl": (b"\xef\xbb\xbf" + good, {"kept": 3}),
         "blank_line.jsonl": (good + b"\n" + line("four"), {"kept": 4, "empty": 1}),
         "empty.jsonl": (b"", {}),
+        "no_bytes.jsonl.gz": (b"", {"damaged_file": 1}),
+        "no_bytes.jsonl.zst": (b"", {"damaged_file": 1}),
+        "nothing.jsonl.gz": (gzip.compress(b"", mtime=0), {}),
         "values.jsonl": (
             b"".join(map(line, [None, 3, 1.5, True, ["a"], {"a": 1}, "", "  ", "text"])),
             {"null": 1, "wrong_type": 5, "empty": 2, "kept": 1},
@@ -130,6 +142,10 @@ def hostile_files(scratch: Path) -> dict[str, tuple[bytes, dict[str, int]]]:
             {"kept": 2, "null": 1, "empty": 1},
         ),
         "numbers.parquet": (parquet(scratch / "p", pyarrow.array([1, 2])), {"wrong_type": 2}),
+        "words.parquet": (
+            parquet(scratch / "p", pyarrow.array(["a", "b", "a", None]).dictionary_encode()),
+            {"kept": 3, "null": 1},
+        ),
         "bytes.parquet": (parquet(scratch / "p", bad_text), {"kept": 1, "invalid_utf8": 1}),
         "truncated.parquet": (rows[:-100], {"damaged_file": 1}),
         "html.parquet": (b"<html>404 Not Found</html>", {"damaged_file": 1}),
@@ -169,6 +185,7 @@ def test_hostile_files_are_read_to_the_end_and_counted(tmp_path, data_folder):
         ("a.jsonl", line("ok") + b"{\n", "a.jsonl:2", "not JSON", "invalid_json"),
         ("a.txt", b"\xff", "a.txt", "not UTF-8", "invalid_utf8"),
         ("a.jsonl", line(None), "a.jsonl:1", "the text is null", "null"),
+        ("a.jsonl", b'{"txt": "a"}', "a.jsonl:1", "the field is missing (text)", "missing_field"),
         ("a.jsonl.gz", gzip.compress(line("ok"))[:-5], "a.jsonl.gz", "truncated or damaged", "damaged_file"),
         ("a.jsonl", b"\n", "a.jsonl:1", "the text is empty", "empty"),
     ],
@@ -182,7 +199,7 @@ def test_dirty_document_fails_by_default_with_place_and_remedy(tmp_path, data_fo
     message = str(caught.value)
     assert message.startswith(f"{place}: ") and what in message and f"corpus.sources.s.dirty.{key}: skip" in message
     assert "\n" not in message
-    assert not list((tmp_path / "m").rglob("*.parquet"))
+    assert not list((tmp_path / "m").rglob("*.arrow"))
 
 
 def test_damage_inside_a_parquet_file_is_found(data_folder, tmp_path):
@@ -212,7 +229,7 @@ def test_text_just_above_the_limit_is_never_cut_to_fit(data_folder, content, sep
     (data_folder / "a.txt").write_bytes(content)
     for limit, problem in ((100, "too_long"), (len(content), None)):
         config = config_of(files=["a.txt"], separator=separator).model_copy(update={"max_document_bytes": limit})
-        (row,) = rows_of(config)
+        (row,) = rows(config)
         text, found = clean(row, config)
         fits = separator and not content.startswith(b"y")  # a piece counts without mark and carriage returns
         assert found == (None if fits else problem)
@@ -232,7 +249,7 @@ def test_text_file_is_divided_at_its_separator(data_folder, monkeypatch, chunk_b
         b"\xef\xbb\xbfone\r\n<|end|>\r\r\ntwo<|end|><|end|>caf\xe9<|end|>" + b"x" * 50 + b"<|end|>last\r"
     )
     config = config_of(files=["a.txt"], separator="<|end|>").model_copy(update={"max_document_bytes": 40})
-    assert [(row.place, *clean(row, config)) for row in rows_of(config)] == [
+    assert [(row.place, *clean(row, config)) for row in rows(config)] == [
         ("a.txt:1", "one\n", None),
         ("a.txt:2", "\r\ntwo", None),
         ("a.txt:3", "", "empty"),
@@ -248,9 +265,9 @@ def test_divided_text_is_the_text(data_folder, monkeypatch, texts, chunk_bytes):
     content = "\n\n".join(texts)
     (data_folder / "a.txt").write_bytes(content.encode())
     monkeypatch.setattr(local_files_module, "CHUNK_BYTES", chunk_bytes)
-    found = [row.content.decode() for row in rows_of(config_of(files=["a.txt"], separator="\n\n"))]
+    found = [row.content.decode() for row in rows(config_of(files=["a.txt"], separator="\n\n"))]
     expected = content.replace("\r\n", "\n").split("\n\n")
-    assert found == expected[: len(expected) - (expected[-1] == "")]
+    assert found == expected[: len(expected) - (not expected[-1].strip())]
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -267,7 +284,7 @@ def test_jobs_share_the_files_and_read_each_once(data_folder):
     for number in range(7):
         (data_folder / f"{number}.txt").write_text(f"text {number}")
     config = config_of(num_jobs=3)
-    jobs = [[row.place for row in rows_of(config.model_copy(update={"job": job}))] for job in range(3)]
+    jobs = [[row.place for row in rows(config.model_copy(update={"job": job}))] for job in range(3)]
     assert [len(job) for job in jobs] == [3, 2, 2]
     assert sorted(sum(jobs, [])) == [f"{number}.txt" for number in range(7)]
 
@@ -278,14 +295,81 @@ def test_jobs_share_the_files_and_read_each_once(data_folder):
         (["b.jsonl"], "corpus.sources.files.files: no file matches 'b.jsonl'"),
         (["a.csv"], "a.csv: unknown ending; give .txt or .jsonl"),
         ({"train": ["a.txt"], "test": ["*.txt"]}, "a.txt is in two splits; keep one of them"),
+        ({"train": ["a.txt"], "test": ["link.txt"]}, "link.txt is in two splits; keep one of them"),
+        (["**.jsonl"], "no file matches '**.jsonl'"),
+        (["."], "no file matches '.'"),
+        (["?.txt"], "the name is not UTF-8; rename it"),
     ],
 )
 def test_wrong_files_are_refused(data_folder, files, message):
     (data_folder / "a.csv").write_text("x")
     (data_folder / "a.txt").write_text("x")
+    (data_folder / "link.txt").symlink_to("a.txt")
+    (data_folder / "\udcff.txt").write_text("x")
     with pytest.raises(ConfigError) as caught:
         read(files=files)
     assert message in str(caught.value)
+
+
+def test_patterns_enter_linked_folders_and_nothing_hidden(data_folder, tmp_path):
+    for folder in ("data/a", "data/.cache", "disk/deep"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "x.txt").write_text(folder)
+    (data_folder / "chunk").symlink_to(tmp_path / "disk")
+    (data_folder / "a/circle").symlink_to(data_folder)
+    (data_folder / "twice.txt").symlink_to("a/x.txt")
+    assert [place for place, *_ in read(files=["**/*.txt"])] == ["a/x.txt", "chunk/deep/x.txt"]
+    assert [place for place, *_ in read(files=[".cache/x.txt"])] == [".cache/x.txt"]
+
+
+def test_what_may_hold_text_and_cannot_be_read_is_refused(data_folder):
+    (data_folder / "a").mkdir()
+    (data_folder / "a/x.txt").write_text("x")
+    (data_folder / "gone.txt").symlink_to("nowhere.txt")
+    with pytest.raises(OpenSpectraError, match=r"gone\.txt: a link to nothing; mend or remove it"):
+        read(files=["*.txt"])
+    with as_nobody(data_folder), pytest.raises(OpenSpectraError, match=r"data/a: cannot be read \(Permission denied\)"):
+        read(files=["*/*.txt"])
+
+
+@contextmanager
+def as_nobody(folder: Path) -> Iterator[None]:
+    """Take the rights to the folders in `folder`, also where root runs the tests."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            path.chmod(0)
+    was, entered = os.geteuid(), []
+    if was == 0:
+        entered = [parent for parent in (folder, *folder.parents) if not parent.stat().st_mode & 1]
+        for parent in entered:
+            parent.chmod(parent.stat().st_mode | 0o055)
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(was)
+        for parent in entered:
+            parent.chmod(parent.stat().st_mode & ~0o055)
+        for path in folder.iterdir():
+            if path.is_dir():
+                path.chmod(0o700)
+
+
+def test_file_that_changes_while_it_is_read_is_refused(data_folder):
+    (data_folder / "a.txt").write_text("before")
+    (file,) = list_files("files", config_of(files=["a.txt"]).source)
+    assert record_input(file)["bytes"] == 6
+    (data_folder / "a.txt").write_text("after!")
+    with pytest.raises(OpenSpectraError, match=r"a\.txt: changed while it was read; run the same command again"):
+        record_input(file)
+
+
+def test_where_needs_fields_and_takes_numbers(data_folder):
+    (data_folder / "a.jsonl").write_text('{"text": "one", "label": 1}\n{"text": "two", "label": "1"}\n')
+    assert [text for _, text, _ in read(files=["a.jsonl"], where={"label": 1})] == ["one"]
+    (data_folder / "a.txt").write_text("x")
+    with pytest.raises(ConfigError, match=r"a\.txt: `where` chooses rows by their fields, and text has none"):
+        read(files=["*"], where={"label": 1})
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
@@ -305,8 +389,15 @@ def test_parquet_without_the_column_names_those_it_has(data_folder):
         read()
 
 
+def test_parquet_with_two_such_columns_is_refused(data_folder):
+    table = pyarrow.table([pyarrow.array(["x"]), pyarrow.array(["y"])], names=["text", "text"])
+    pyarrow.parquet.write_table(table, data_folder / "a.parquet")
+    with pytest.raises(ConfigError, match=r"a\.parquet: 2 columns 'text'"):
+        read()
+
+
 def test_stdlib_has_no_tests_and_no_build_paths():
-    places = {row.place for row in rows_of(stdlib())}
+    places = {row.place for row in rows(stdlib())}
     assert "argparse.py" in places
     assert not [p for p in places if "/test/" in f"/{p}" or "/tests/" in f"/{p}" or "_sysconfigdata" in p]
 

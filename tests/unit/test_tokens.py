@@ -13,14 +13,15 @@ from openspectra.artifacts import open_artifact, write_artifact, write_json
 from openspectra.data import shards as shards_module
 from openspectra.data import tokenizer as tokenizer_module
 from openspectra.data import tokenizing as tokenizing_module
-from openspectra.data.config import TokensConfig
+from openspectra.data.config import TokenizerConfig, TokensConfig
 from openspectra.data.corpus import documents_of
 from openspectra.data.shards import SHARDS, ShardWriter, dtype_for, in_split
-from openspectra.data.tokenizer import end_of_text_id, load_tokenizer
+from openspectra.data.tokenizer import build_tokenizer, end_of_text_id, load_tokenizer
 from openspectra.data.tokens import Tokens
 from openspectra.errors import ConfigError, DamagedArtifactError, OpenSpectraError
 from openspectra.quantization.calibration import draw_calibration
 from openspectra.quantization.config import QuantizeConfig
+from openspectra.reporting.data_card import data_card
 
 LENGTH = 70
 BLOCK_BYTES = 300
@@ -293,6 +294,51 @@ def test_calibration_sets_have_model_ids(monkeypatch):
     assert [config.calibration_set for config in quantized.values()] == [0, 1, 2] * 2
 
 
+def test_end_of_text_written_out_in_a_document_is_text(made):
+    encoder = load_tokenizer(open_artifact(made.folder / "tokenizer"))
+    text = "before <|endoftext|> after"
+    ids = encoder.encode(text).ids
+    assert end_of_text_id(open_artifact(made.folder / "tokenizer")) not in ids
+    assert encoder.decode(ids) == text
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("truncation", {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}),
+        (
+            "padding",
+            {"strategy": {"Fixed": 600}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+             "pad_type_id": 0, "pad_token": "<|endoftext|>"},
+        ),
+    ],
+)  # fmt: skip
+def test_tokenizer_that_alters_documents_is_refused(made, tmp_path, monkeypatch, key, value):
+    monkeypatch.setenv("OPENSPECTRA_DATA", str(tmp_path))
+    content = json.loads((made.folder / "tokenizer/tokenizer.json").read_text())
+    (tmp_path / "t.json").write_text(json.dumps(content | {key: value}))
+    config = TokenizerConfig(vocab_size=280, file="t.json")
+    with pytest.raises(
+        ConfigError, match=rf"t\.json: `{key}` is set, which would alter every document; set it to null"
+    ):
+        build_tokenizer(config, folder=tmp_path)
+
+
+def test_post_processor_adds_no_token(made, tmp_path, monkeypatch):
+    """A template of a published tokenizer may begin every text with a token of its own."""
+    monkeypatch.setenv("OPENSPECTRA_DATA", str(made.folder.parent / "data"))
+    content = json.loads((made.folder / "tokenizer/tokenizer.json").read_text())
+    token = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+    template = {
+        "type": "TemplateProcessing", "single": [token, {"Sequence": {"id": "A", "type_id": 0}}], "pair": [],
+        "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}},
+    }  # fmt: skip
+    folder = shutil.copytree(made.folder, tmp_path / "results")
+    (made.folder.parent / "data/t.json").write_text(json.dumps(content | {"post_processor": template}))
+    study = DataStudy(study_of(corpus=corpus_of(num_parts=3), tokenizer={"vocab_size": 280, "file": "t.json"}), folder)
+    assert np.array_equal(all_ids(Tokens(study.tokens("train"))), all_ids(tokens_of(made)))
+
+
 @pytest.fixture
 def ready(made, tmp_path, monkeypatch):
     """Two token files in a data folder, and the function that makes a study of them."""
@@ -307,12 +353,14 @@ def ready(made, tmp_path, monkeypatch):
 
     def study(**keys) -> DataStudy:
         files = {"files": {"one": ["a.bin"], "two": ["b.bin"]}, "tokenizer_sha256": fingerprint}
-        section = files | {"valid_fraction": 0.1, "tokens_per_shard": 997} | keys
+        section = files | {"valid_fraction": 0.1, "dtype": "uint16"} | keys
         loaded = study_of(
             corpus=None, token_files=section, evaluation=None,
             tokenizer={"vocab_size": 280, "file": "tokenizer.json"},
         )  # fmt: skip
-        return DataStudy(loaded, tmp_path / "ready")
+        made = DataStudy(loaded, tmp_path / "ready")
+        made.configs["tokens/parts"] = made.configs["tokens/parts"].model_copy(update={"tokens_per_shard": 997})
+        return made
 
     return study
 
@@ -338,6 +386,19 @@ def test_ready_token_files_are_used_where_they_lie(ready, tmp_path):
         document = ids[begin:][: span.first_token + span.num_tokens]
         assert end not in document[:-1]
     assert not list(study.folder.rglob("*.bin"))
+
+
+def test_ready_token_files_have_a_data_card(ready):
+    study = ready(license="CC0-1.0")
+    tokens = {split: study.tokens(split) for split in ("train", "valid")}
+    card = data_card(tokens.values())
+    assert card.lengths is None and [title for title, _ in card.views] == [f"Split {s} by token file" for s in tokens]
+    for split, artifact in tokens.items():
+        rows = card.table[card.table["split"] == split]
+        assert rows["file"].tolist() == ["a.bin", "b.bin"] and set(rows["license"]) == {"CC0-1.0"}
+        assert rows["tokens"].sum() == artifact.manifest.metrics["num_tokens"]
+        assert rows["documents"].sum() == artifact.manifest.metrics["num_documents"]
+    assert card.table["hash"].nunique() == 4
 
 
 @pytest.mark.parametrize(
@@ -369,3 +430,17 @@ def test_token_file_of_another_tokenizer_or_with_unknown_ids_is_refused(ready, t
     (tmp_path / "data/b.bin").write_bytes(b"abc")
     with pytest.raises(OpenSpectraError, match=r"b\.bin: 3 bytes are no uint16 tokens"):
         ready().tokens()
+
+
+def test_wide_ids_read_as_narrow_ones_and_a_file_named_twice_are_refused(ready, tmp_path):
+    """Each half of a 4-byte id is an id of the vocabulary, and 0 often the end of text: nothing else would tell."""
+    path = tmp_path / "data/b.bin"
+    np.fromfile(path, "<u2").astype("<u4").tofile(path)
+    with pytest.raises(
+        OpenSpectraError, match=r"b\.bin: every second id is 0, as in .* set token_files\.dtype to uint32"
+    ):
+        ready().tokens()
+    wide = ready(dtype="uint32", files={"two": ["b.bin"]}).tokens()
+    assert sum(entry["tokens"] for entry in wide.manifest.metrics["sources"].values()) == len(Tokens(wide))
+    with pytest.raises(ValueError, match=r"`files` must name each file once; b\.bin would be read again"):
+        ready(files={"one": ["a.bin", "b.bin"], "two": ["b.bin"]})

@@ -1,5 +1,6 @@
 """Configs of the data stages: which text, how it is divided, how it becomes tokens."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -40,7 +41,7 @@ class SourceConfig(Config):
     license: str | None = None
     """Licence of the texts, for the data card."""
     weight: Annotated[float, Field(gt=0, le=1e6)] | None = None
-    """Share of this source in the mixture, by bytes as read; without weights every source is taken whole."""
+    """Share of this source in the mixture, by bytes as read, duplicates included; without weights every source is whole."""
     dirty: dict[Problem, Literal["fail", "skip"]] = {}
     """What to do with dirty documents: `fail` where a problem is not listed; `skip` leaves out, counts and lists them."""
     num_jobs: Annotated[int, Field(ge=1, le=1000)] = 1
@@ -65,7 +66,7 @@ class FilesSource(SourceConfig):
     text_field: str = "text"
     separator: Annotated[str, Field(min_length=1, max_length=100)] | None = None
     """What stands between the documents of a .txt file (an empty line: two line ends); without it a file is one document."""
-    where: dict[str, str] = {}
+    where: dict[str, str | int] = {}
     """Fields (`meta.set` for one inside another) and the value each must have: other rows are not of this source."""
 
 
@@ -81,7 +82,7 @@ class HubSource(SourceConfig):
     split: str | Annotated[dict[Split, str], Field(min_length=1)] = "train"
     """The hub's split; given by split of ours, the documents keep it, else it follows from their hash."""
     text_field: str = "text"
-    where: dict[str, str] = {}
+    where: dict[str, str | int] = {}
     """As for files."""
 
 
@@ -187,17 +188,32 @@ class TokenFilesConfig(Config):
     """Paths by source, without patterns; each file is one part."""
     tokenizer_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Fingerprint of the `tokenizer.json` that made them."""
-    dtype: Literal["uint16", "uint32"] = "uint16"
+    dtype: Literal["uint16", "uint32"]
+    """What an id is stored as."""
     valid_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     """Share of each file, from its end and by whole documents, on which choices are made."""
-    tokens_per_shard: PositiveInt = 2**26
-    """Tokens that share an index of their documents."""
-    part: Annotated[int, Field(ge=0)] = 0
+    license: str | None = None
+    """Licence of the texts, for the data card."""
 
     @property
     def parts(self) -> list[tuple[str, str]]:
         """Source and path of every file, in the order of the tokens."""
         return [(name, path) for name, paths in self.files.items() for path in paths]
+
+    @model_validator(mode="after")
+    def _each_once(self):
+        counts = Counter(path for _, path in self.parts)
+        if twice := [path for path, count in counts.items() if count > 1]:
+            raise ValueError(f"`files` must name each file once; {', '.join(twice)} would be read again.")
+        return self
+
+
+class TokenFilePartConfig(TokenFilesConfig):
+    """One of the files, indexed where it lies."""
+
+    part: Annotated[int, Field(ge=0)] = 0
+    tokens_per_shard: PositiveInt = 2**26
+    """Tokens that share an index of their documents."""
 
 
 class TokensConfig(Config):

@@ -5,9 +5,10 @@ hashes, and every hit is listed with its words, so that it can be read.
 """
 
 import csv
+import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import chain
@@ -20,9 +21,10 @@ import numpy as np
 from openspectra.artifacts import Artifact, write_csv
 from openspectra.data.config import ContaminationConfig
 from openspectra.data.documents import iterate
-from openspectra.data.local_files import matching_files
+from openspectra.data.local_files import INPUT_COLUMNS, as_listed, matching_files, open_file, record_input
 from openspectra.data.order import mix
-from openspectra.errors import ConfigError
+from openspectra.data.rows import NOT_READABLE
+from openspectra.errors import ConfigError, OpenSpectraError
 
 HIT_COLUMNS = ("benchmark", "item", "document_id", "source", "num_ngrams", "first_ngram")
 FILTER_BITS = 24
@@ -44,7 +46,7 @@ class Ngrams(NamedTuple):
 def check_contamination(
     config: ContaminationConfig, corpus: Artifact, *benchmarks: Artifact, folder: Path, num_processes: int = 1
 ) -> dict[str, Any]:
-    """Write `hits.csv`, one row per item and train document that share an n-gram; return counts by benchmark.
+    """Write `inputs.csv`, the benchmark files with their hashes, and `hits.csv`, one row per item and train document that share an n-gram; return counts by benchmark.
 
     `benchmarks` hold items as `<task>.jsonl`: those that the study builds, and those fetched of lm-eval's tasks; of a task
     that the config gives as files, the files count.
@@ -52,7 +54,8 @@ def check_contamination(
     `num_too_short` items have fewer words in every field than an n-gram has, and cannot be checked.
     """
     found = chain.from_iterable(map(_items_of, benchmarks))
-    items = [*_file_items(config), *(item for item in found if item[0] not in config.benchmarks)]
+    inputs: list[dict[str, Any]] = []
+    items = [*_file_items(config, inputs), *(item for item in found if item[0] not in config.benchmarks)]
     ngrams = index_items([texts for *_, texts in items], [entry[:2] for entry in items], config.ngram_words)
     paths = [part.file("train.parquet") for part in corpus.parents("part")]
     search = partial(_search, ngrams=ngrams, num_words=config.ngram_words)
@@ -61,6 +64,7 @@ def check_contamination(
     else:
         with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
             hits = sorted(chain.from_iterable(pool.map(search, paths)))
+    write_csv(folder / "inputs.csv", INPUT_COLUMNS, inputs)
     write_csv(folder / "hits.csv", HIT_COLUMNS, (dict(zip(HIT_COLUMNS, hit, strict=True)) for hit in hits))
     num_found = Counter(benchmark for benchmark, _ in {hit[:2] for hit in hits})
     total = Counter(benchmark for benchmark, *_ in items)
@@ -159,24 +163,25 @@ def _search(path: Path, ngrams: Ngrams, num_words: int) -> list[tuple]:
     return hits
 
 
-def _file_items(config: ContaminationConfig) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield benchmark, item (`file:row`) and texts of every item of the benchmark files."""
+def _file_items(config: ContaminationConfig, inputs: list[dict[str, Any]]) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield benchmark, item (`file:row`) and texts of every item of the benchmark files; add the files to `inputs`."""
     for name, benchmark in config.benchmarks.items():
         for pattern in benchmark.files:
-            paths = matching_files(pattern)
-            if not paths:
+            files = list(map(as_listed, matching_files(pattern)))
+            if not files:
                 raise ConfigError(
                     [f"corpus.benchmarks.{name}.files: no file matches {pattern!r}; put it into the data folder."]
                 )
-            for path in paths:
-                for number, row in enumerate(_rows(path), 1):
+            for file in files:
+                for number, row in enumerate(_rows(file.path), 1):
                     unknown = set(benchmark.fields or ()) - set(row)
                     if unknown:
                         raise ConfigError(
-                            [f"corpus.benchmarks.{name}.fields: {path} has {sorted(row)}; got {sorted(unknown)}."]
+                            [f"corpus.benchmarks.{name}.fields: {file.path} has {sorted(row)}; got {sorted(unknown)}."]
                         )
                     row = {key: row[key] for key in benchmark.fields} if benchmark.fields else row
-                    yield name, f"{path.name}:{number}", list(_strings(row))
+                    yield name, f"{file.name}:{number}", list(_strings(row))
+                inputs.append(record_input(file))
 
 
 def _items_of(benchmarks: Artifact) -> Iterator[tuple[str, str, list[str]]]:
@@ -187,13 +192,24 @@ def _items_of(benchmarks: Artifact) -> Iterator[tuple[str, str, list[str]]]:
                 yield name, row["item_id"], list(_strings(row))
 
 
-def _rows(path: Path) -> Iterable[dict[str, Any]]:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a benchmark file. Raises `OpenSpectraError` of one line for a file that cannot be read."""
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet
 
-        return pyarrow.parquet.read_table(path).to_pylist()
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file)) if path.suffix == ".csv" else [json.loads(line) for line in file]
+            return pyarrow.parquet.read_table(path).to_pylist()
+        with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as file:
+            if ".csv" in path.suffixes:
+                return list(csv.DictReader(file))
+            rows = [json.loads(line) for line in file if line.strip()]
+    except NOT_READABLE as error:
+        raise OpenSpectraError(
+            f"{path}: not readable as .jsonl, .csv or .parquet in UTF-8 ({error}); mend it."
+        ) from None
+    if strangers := [number for number, row in enumerate(rows, 1) if not isinstance(row, dict)]:
+        raise OpenSpectraError(f"{path}: item {strangers[0]} is no object of JSON; mend it.")
+    return rows
 
 
 def _strings(value: Any) -> Iterator[str]:

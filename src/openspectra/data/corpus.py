@@ -5,8 +5,8 @@ not depend on the order in which files lie on disk, no document can stand in two
 parallel: each holds one range of hashes. A part works in slices of its range, in bounded memory.
 """
 
-import json
 import math
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,32 +14,56 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from openspectra.artifacts import Artifact, write_json
+from openspectra.data.card import CARD, Card, merged
 from openspectra.data.config import CorpusConfig, PartConfig, SourcesConfig
-from openspectra.data.documents import BucketWriter, Document, DocumentWriter, RawDocument, iterate, write_documents
+from openspectra.data.documents import (
+    BucketWriter,
+    Document,
+    DocumentWriter,
+    RawDocument,
+    bucket_path,
+    iterate,
+    iterate_raw,
+    write_documents,
+)
 from openspectra.errors import OpenSpectraError
 
 SPLITS = ("test", "valid", "train")
 """In this order a split keeps a document that several claim: results come from test."""
 SLICE_BYTES = 32_000_000
-"""Text of a part that is sorted in memory at a time."""
+"""Memory of the documents of a part that are sorted at a time."""
 MAX_SLICES = 500
 """Files written side by side."""
-CARD = "data_card.json"
 
 
 def list_sources(config: SourcesConfig, *jobs: Artifact, folder: Path) -> dict[str, Any]:
     """Return what the jobs of all sources read: their counts, and bytes of clean text, by source.
 
     The artifact has no files; its parents are the jobs, so that a part of the corpus needs to name one artifact only.
+    Raises `OpenSpectraError` where jobs of one source saw other files than each other, or found no document.
     """
-    sources = {name: {"read": 0, "documents": 0, "skipped": Counter(), "bytes": 0} for name in config.sources}
-    for job in jobs:
-        source, metrics = sources[job.manifest.config["name"]], job.manifest.metrics
-        source["read"] += metrics["counts"]["read"]
-        source["documents"] += metrics["counts"]["documents"]
-        source["skipped"].update(metrics["counts"]["skipped"])
-        source["bytes"] += metrics["bytes"]
-    return {name: source | {"skipped": dict(sorted(source["skipped"].items()))} for name, source in sources.items()}
+    sources = {}
+    for name in config.sources:
+        own = [job for job in jobs if job.manifest.config["name"] == name]
+        metrics = [job.manifest.metrics for job in own]
+        if not own or len(own) < own[0].manifest.config["source"]["num_jobs"]:
+            raise OpenSpectraError(f"corpus.sources.{name}: only {len(own)} of its jobs are given; give all.")
+        folder_of_jobs = Path(os.path.normpath(own[0].folder.parent))
+        if len({of_job["listing"] for of_job in metrics}) > 1:
+            raise OpenSpectraError(
+                f"corpus.sources.{name}: files came, went or changed between its {len(own)} jobs, so some would be read "
+                f"twice or never; delete {folder_of_jobs} and run the same command again."
+            )
+        totals = {key: sum(of_job["counts"][key] for of_job in metrics) for key in ("read", "documents")}
+        skipped = sum((Counter(of_job["counts"]["skipped"]) for of_job in metrics), Counter())
+        if not totals["documents"]:
+            raise OpenSpectraError(
+                f"corpus.sources.{name}: no document in {totals['read']:,} rows read ({_counted(skipped)}); correct its "
+                f"`files`, `split` or `where`, or take the source out."
+            )
+        size = sum(of_job["bytes"] for of_job in metrics)
+        sources[name] = totals | {"skipped": dict(sorted(skipped.items())), "bytes": size}
+    return sources
 
 
 def build_part(config: PartConfig, sources: Artifact, folder: Path) -> dict[str, Any]:
@@ -49,30 +73,16 @@ def build_part(config: PartConfig, sources: Artifact, folder: Path) -> dict[str,
     """
     shares = _shares(config, sources)
     counts: dict[str, Counter] = defaultdict(Counter)
-    card = {split: defaultdict(_Card) for split in SPLITS}
+    card = {split: defaultdict(Card) for split in SPLITS}
     writers = {split: DocumentWriter(folder / f"{split}.parquet") for split in SPLITS}
     for slice_path in _slices(config, sources.parents("source"), folder):
-        last = None
-        for split, document in sorted(
-            ((_split_of(raw, config), raw) for raw in iterate(slice_path, RawDocument)),
-            key=lambda entry: (entry[1].hash, SPLITS.index(entry[0]), entry[1].source, entry[1].place),
-        ):
-            counted = counts[document.source]
-            counted["documents"] += 1
-            if document.hash == last:
-                counted["duplicates"] += 1
-            elif _position(document.hash, 16) >= shares[document.source]:
-                counted["not_sampled"] += 1
-            else:
-                counted["kept"] += 1
-                kept = Document(document.hash[:16], document.text, document.source, document.place)
-                writers[split].add(kept)
-                card[split][document.source].add(kept, document.hash)
-            last = document.hash
+        for document_hash, (rank, raw) in sorted(_kept(slice_path, config, shares, counts).items()):
+            split = SPLITS[rank]
+            counts[raw.source]["kept"] += 1
+            writers[split].add(Document(document_hash[:16], raw.text, raw.source, raw.place))
+            card[split][raw.source].add(raw.text, document_hash)
     for writer in writers.values():
         writer.close()
-        if not writer.path.exists():
-            write_documents([], writer.path)
     return {
         "counts": {source: dict(sorted(counted.items())) for source, counted in sorted(counts.items())},
         "card": {split: {source: of[source].as_dict() for source in sorted(of)} for split, of in card.items()},
@@ -89,6 +99,7 @@ def build_corpus(config: CorpusConfig, sources: Artifact, *parts: Artifact, fold
     card = {
         name: {
             "license": source.license,
+            "weight": source.weight,
             "counts": counts[name],
             "splits": {
                 split: merged(part.manifest.metrics["card"][split].get(name) for part in parts) for split in SPLITS
@@ -140,43 +151,33 @@ def read_documents(path: Path) -> list[Document]:
     return list(iterate(path))
 
 
-def card_of(corpus: Artifact) -> dict[str, Any]:
-    """Return the data card: per source its licence, counts, and per split documents, bytes, lengths and hash."""
-    return json.loads(corpus.file(CARD).read_text(encoding="utf-8"))
+def _kept(
+    path: Path, config: PartConfig, shares: dict[str, float], counts: dict[str, Counter]
+) -> dict[str, tuple[int, RawDocument]]:
+    """Return the documents of a slice that the corpus holds, by hash, with the number of their split; count the others.
 
-
-class _Card:
-    """Documents, bytes, a histogram of lengths (documents of 2^k to 2^(k+1) - 1 bytes by k), and a hash of them all.
-
-    The hash is the sum of the documents' own, modulo 2^128: equal for equal documents, in whatever files, order, jobs
-    and parts they came.
+    Of the copies that their sources' samples hold, one is kept: the first by split, source and place.
     """
+    kept: dict[str, tuple[int, RawDocument]] = {}
 
-    def __init__(self):
-        self.documents, self.bytes, self.lengths, self.hash = 0, 0, Counter(), 0
+    def order(entry: tuple[int, RawDocument]) -> tuple[int, str, str]:
+        return entry[0], entry[1].source, entry[1].place
 
-    def add(self, document: Document, document_hash: str) -> None:
-        size = len(document.text.encode())
-        self.documents += 1
-        self.bytes += size
-        self.lengths[size.bit_length() - 1] += 1
-        self.hash = (self.hash + int(document_hash, 16)) % 2**128
+    for raw in iterate_raw(path):
+        counts[raw.source]["documents"] += 1
+        if _position(raw.hash, 16) >= shares[raw.source]:
+            counts[raw.source]["not_sampled"] += 1
+            continue
+        found = SPLITS.index(_split_of(raw, config)), raw
+        held = kept.setdefault(raw.hash, found)
+        if held is not found:
+            kept[raw.hash], (_, copy) = sorted((held, found), key=order)
+            counts[copy.source]["duplicates"] += 1
+    return kept
 
-    def as_dict(self) -> dict[str, Any]:
-        lengths = {str(power): self.lengths[power] for power in sorted(self.lengths)}
-        totals = {"documents": self.documents, "bytes": self.bytes, "hash": f"{self.hash:032x}"}
-        return totals | {"length_log2_bytes": lengths}
 
-
-def merged(cards: Iterable[dict[str, Any] | None]) -> dict[str, Any]:
-    """Return the entry of a data card for all documents of several entries together."""
-    total = _Card()
-    for card in filter(None, cards):
-        total.documents += card["documents"]
-        total.bytes += card["bytes"]
-        total.lengths.update({int(power): count for power, count in card["length_log2_bytes"].items()})
-        total.hash = (total.hash + int(card["hash"], 16)) % 2**128
-    return total.as_dict()
+def _counted(skipped: Counter) -> str:
+    return ", ".join(f"{count:,} {problem}" for problem, count in sorted(skipped.items())) or "none left out"
 
 
 def _split_of(raw: RawDocument, config: PartConfig) -> str:
@@ -197,8 +198,8 @@ def _position(document_hash: str, digit: int) -> float:
 def _shares(config: PartConfig, sources: Artifact) -> dict[str, float]:
     """Return the share of each source's documents that the sample holds.
 
-    By weights, the bytes that are kept of the sources stand in the ratio of the weights; the source that runs out
-    first is taken up to `sample_fraction`.
+    By weights, the sampled bytes of the sources, duplicates included, stand in the ratio of the weights; the source that
+    runs out first is taken up to `sample_fraction`.
     """
     size = {name: source["bytes"] for name, source in sources.manifest.metrics.items()}
     if config.weights is None:
@@ -213,18 +214,18 @@ def _slices(config: PartConfig, jobs: list[Artifact], folder: Path) -> Iterator[
     count = max(1, math.ceil(size / SLICE_BYTES))
     if count > MAX_SLICES:
         raise OpenSpectraError(
-            f"corpus.num_parts: part {config.part} has {size / 1e9:.0f} GB of text; raise {config.num_parts} to "
+            f"corpus.num_parts: part {config.part} has {size / 1e9:.0f} GB of documents; raise {config.num_parts} to "
             f"{math.ceil(config.num_parts * count / MAX_SLICES)} or more."
         )
     with TemporaryDirectory(dir=folder) as scratch:
         writer = BucketWriter(Path(scratch), config.num_parts * count, first=config.part * count, count=count)
-        name = f"{config.part:05d}.parquet"
         for job in jobs:
+            name = bucket_path(job.folder, config.part).name
             if any(record.path == name for record in job.manifest.files):
-                for document in iterate(job.file(name), RawDocument):
+                for document in iterate_raw(job.file(name)):
                     writer.add(document)
         writer.close()
-        yield from (bucket.path for bucket in writer.writers if bucket.path.exists())
+        yield from filter(Path.exists, writer.paths)
 
 
 def _balance(name: str, source: dict[str, Any], parts: Iterable[Artifact]) -> dict[str, Any]:

@@ -1,20 +1,26 @@
 """Local files: .txt (a document each), .jsonl (a document per line), .parquet (a document per row), also .gz and .zst."""
 
+import fnmatch
+import glob
 import gzip
 import io
 import json
 import os
 from collections.abc import Callable, Iterator
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
-from openspectra.data.config import FilesSource, ReadConfig
-from openspectra.data.rows import NOT_READABLE, ROWS_AT_A_TIME, Row, is_taken, rows_of_table
+from openspectra.artifacts import sha256_of
+from openspectra.data.config import FilesSource, ReadConfig, Source
+from openspectra.data.rows import NOT_READABLE, ROWS_AT_A_TIME, Row, is_taken, refuse_disk_error, rows_of_table
 from openspectra.errors import ConfigError, OpenSpectraError
 
 BOM = b"\xef\xbb\xbf"
 CHUNK_BYTES = 2**20
+INPUT_COLUMNS = ("file", "bytes", "sha256")
+BATCH_BYTES = 32_000_000
+"""Text of a table that is decoded at a time, as far as its own statistics tell."""
 
 
 def data_folder() -> Path:
@@ -22,45 +28,111 @@ def data_folder() -> Path:
     return Path(os.environ.get("OPENSPECTRA_DATA") or "data")
 
 
-def file_rows(config: ReadConfig) -> Iterator[Row]:
-    """Yield the rows of one job's share of the files, by name."""
-    for path, split in input_files(config):
-        name = path.relative_to(data_folder()).as_posix()
-        for row in read_rows(path, config.source, config.max_document_bytes, name):
-            yield row._replace(split=split)
+class LocalFile(NamedTuple):
+    """A file of a source, as it was when the source was listed."""
+
+    path: Path
+    name: str
+    """The path below the data folder, which stands for the file in places."""
+    split: str | None
+    """The split that the study gives it, if it does."""
+    bytes: int
+    modified: int
+    """Nanoseconds since 1970."""
 
 
-def input_files(config: ReadConfig) -> list[tuple[Path, str | None]]:
-    """Return file and split, if given, of one job's share of a source of local files, by name.
+def list_files(name: str, source: Source) -> list[LocalFile]:
+    """Return the files of a source called `name`, by name; none where its text does not lie in local files.
 
-    Raises `ConfigError` for a pattern without file and for a file in two splits.
+    Raises `ConfigError` for a pattern without file, a file in two splits, and what cannot be read as the source says.
     """
-    if not isinstance(config.source, FilesSource):
+    if not isinstance(source, FilesSource):
         return []
-    given = config.source.files
-    found: dict[Path, str | None] = {}
+    found: dict[Path, LocalFile] = {}
     problems = []
-    for split, patterns in given.items() if isinstance(given, dict) else [(None, given)]:
+    for split, patterns in source.files.items() if isinstance(source.files, dict) else [(None, source.files)]:
         for pattern in patterns:
             paths = matching_files(pattern)
             if not paths:
-                problems.append(_no_match(f"corpus.sources.{config.name}.files", pattern))
+                problems.append(_no_match(pattern))
             for path in paths:
-                if found.setdefault(path, split) != split:
-                    problems.append(f"corpus.sources.{config.name}.files: {path} is in two splits; keep one of them.")
-                if _format(path) is None:
-                    problems.append(
-                        f"corpus.sources.{config.name}.files: {path}: unknown ending; "
-                        "give .txt or .jsonl (also .gz, .zst) or .parquet."
-                    )
+                if found.setdefault(path.resolve(), as_listed(path, split)).split != split:
+                    problems.append(f"{path} is in two splits; keep one of them.")
+    problems += [f"{file.path}: {problem}" for file in found.values() for problem in _file_problems(file.path, source)]
     if problems:
-        raise ConfigError(problems)
-    return sorted(found.items())[config.job :: config.source.num_jobs]
+        raise ConfigError([f"corpus.sources.{name}.files: {problem}" for problem in problems])
+    return sorted(found.values())
+
+
+def _file_problems(path: Path, source: FilesSource) -> Iterator[str]:
+    if _format(path) is None:
+        yield "unknown ending; give .txt or .jsonl (also .gz, .zst) or .parquet."
+    elif source.where and _format(path) is _text:
+        yield "`where` chooses rows by their fields, and text has none; take one of the two out."
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        yield "the name is not UTF-8; rename it."
+
+
+def as_listed(path: Path, split: str | None = None) -> LocalFile:
+    """Return a file below the data folder as it is now."""
+    facts = path.stat()
+    return LocalFile(path, path.relative_to(data_folder()).as_posix(), split, facts.st_size, facts.st_mtime_ns)
+
+
+def record_input(file: LocalFile) -> dict[str, Any]:
+    """Return name, bytes and sha256 of a file that was read. Raises `OpenSpectraError` where it changed meanwhile."""
+    sha256 = sha256_of(file.path)
+    if as_listed(file.path, file.split) != file:
+        raise OpenSpectraError(f"{file.path}: changed while it was read; run the same command again.")
+    return {"file": file.name, "bytes": file.bytes, "sha256": sha256}
 
 
 def matching_files(pattern: str) -> list[Path]:
-    """Return the files below the data folder that a path or pattern names, by name; hidden files are none of them."""
-    return sorted(path for path in data_folder().glob(pattern) if path.is_file() and path.name[0] != ".")
+    """Return the files below the data folder that a path or pattern names, by name.
+
+    `**` stands for any folders, linked ones too; what is hidden is no match, and what two links name counts once. Raises
+    `OpenSpectraError` for a link to nothing and for a folder that may not be read, which `glob` passes over silently.
+    """
+    parts = Path(pattern).parts
+    fixed = tuple(takewhile(lambda part: not glob.has_magic(part), parts))
+    base, wild = data_folder().joinpath(*fixed), parts[len(fixed) :]
+    paths = [path for path in _below(base, wild) if _matches(path.relative_to(base).parts, wild)] if wild else [base]
+    if dead := [path for path in paths if path.is_symlink() and not path.exists()]:
+        raise OpenSpectraError(f"{dead[0]}: a link to nothing; mend or remove it.")
+    return list({path.resolve(): path for path in sorted(paths, reverse=True) if path.is_file()}.values())[::-1]
+
+
+def _below(base: Path, wild: tuple[str, ...]) -> Iterator[Path]:
+    """Yield the visible files below `base`, as deep as the pattern reaches, each folder once."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # no such folder: no match
+            refuse_disk_error(error, error.filename)
+
+    seen = set()
+    for folder, below, names in os.walk(base, onerror=refuse, followlinks=True):
+        real, depth = os.path.realpath(folder), len(Path(folder).relative_to(base).parts) + 1
+        yield from (Path(folder, name) for name in names if real not in seen and not name.startswith("."))
+        goes_on = real not in seen and ("**" in wild or depth < len(wild))  # links may lead in a circle
+        below[:] = sorted(name for name in below if not name.startswith(".")) if goes_on else []
+        seen.add(real)
+
+
+def _matches(parts: tuple[str, ...], wild: tuple[str, ...]) -> bool:
+    if not (parts and wild):
+        return not parts and wild in ((), ("**",))
+    if wild[0] == "**":
+        return _matches(parts, wild[1:]) or _matches(parts[1:], wild)
+    return fnmatch.fnmatchcase(parts[0], wild[0]) and _matches(parts[1:], wild[1:])
+
+
+def file_rows(config: ReadConfig, files: list[LocalFile]) -> Iterator[Row]:
+    """Yield the rows of local files."""
+    for file in files:
+        for row in read_rows(file.path, config.source, config.max_document_bytes, file.name):
+            yield row._replace(split=file.split)
 
 
 def read_rows(path: Path, source: FilesSource, max_bytes: int, name: str) -> Iterator[Row]:
@@ -68,16 +140,13 @@ def read_rows(path: Path, source: FilesSource, max_bytes: int, name: str) -> Ite
     try:
         yield from _format(path)(path, source, max_bytes, name)
     except NOT_READABLE as error:
-        if getattr(error, "errno", None) is not None:
-            raise OpenSpectraError(
-                f"{path}: cannot be read ({error.strerror}); check the disk and permissions."
-            ) from None
+        refuse_disk_error(error, path)
         yield Row(name, None, problem="damaged_file")
 
 
 def read_text(path: Path, max_bytes: int, name: str) -> Iterator[Row]:
     """Yield the one row of a text file, without byte-order mark and with `\\n` line ends."""
-    with _open(path) as file:
+    with open_file(path) as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
         yield Row(name, None, problem="too_long")
@@ -90,7 +159,7 @@ def _text(path: Path, source: FilesSource, max_bytes: int, name: str) -> Iterato
         yield from read_text(path, max_bytes, name)
         return
     separator = source.separator.encode().replace(b"\r\n", b"\n")  # as in the text
-    with _open(path) as file:
+    with open_file(path) as file:
         for number, piece in enumerate(_pieces(file, separator, max_bytes), 1):
             yield Row(f"{name}:{number}", piece, problem="too_long" if piece is None else None)
 
@@ -109,13 +178,13 @@ def _pieces(file: BinaryIO, separator: bytes, max_bytes: int) -> Iterator[bytes 
             is_long = False
         if len(data) > max_bytes + len(separator):
             data, is_long = data[-len(separator) :], True
-    if is_long or data:
+    if is_long or data.strip():  # not the line end after the last separator
         yield None if is_long or len(data) > max_bytes else data
 
 
 def _json_lines(path: Path, source: FilesSource, max_bytes: int, name: str) -> Iterator[Row]:
     number = 0
-    with _open(path) as file:
+    with open_file(path) as file:
         while line := file.readline(max_bytes + 1):
             number += 1
             place, long = f"{name}:{number}", len(line) > max_bytes
@@ -154,9 +223,12 @@ def _parquet(path: Path, source: FilesSource, max_bytes: int, name: str) -> Iter
     number = 1
     with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
         columns = wanted if wanted <= set(file.schema_arrow.names) else ()
-        for batch in file.iter_batches(ROWS_AT_A_TIME, columns=sorted(columns) or None):
-            yield from rows_of_table(batch, source, name, number)
-            number += batch.num_rows
+        for group in range(file.num_row_groups):  # a batch over several groups would hold them all
+            facts = file.metadata.row_group(group)
+            rows = min(ROWS_AT_A_TIME, BATCH_BYTES * facts.num_rows // max(1, facts.total_byte_size))
+            for batch in file.iter_batches(max(1, rows), row_groups=[group], columns=sorted(columns) or None):
+                yield from rows_of_table(batch, source, name, number)
+                number += batch.num_rows
 
 
 def _format(path: Path) -> Callable[[Path, FilesSource, int, str], Iterator[Row]] | None:
@@ -165,7 +237,10 @@ def _format(path: Path) -> Callable[[Path, FilesSource, int, str], Iterator[Row]
     return plain.get(suffixes[0])
 
 
-def _open(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BinaryIO:
+    """Open a file for reading, what .gz and .zst hold unpacked. Raises one of `NOT_READABLE` where it is damaged."""
+    if path.suffix in (".gz", ".zst") and not path.stat().st_size:
+        raise EOFError("an archive has some bytes, even of nothing")
     if path.suffix == ".gz":
         return gzip.open(path, "rb")
     if path.suffix == ".zst":
@@ -175,5 +250,5 @@ def _open(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def _no_match(key: str, pattern: str) -> str:
-    return f"{key}: no file matches {pattern!r} in {data_folder()}; put it there, or name another folder in OPENSPECTRA_DATA."
+def _no_match(pattern: str) -> str:
+    return f"no file matches {pattern!r} in {data_folder()}; put it there, or name another folder in OPENSPECTRA_DATA."

@@ -5,10 +5,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from openspectra.artifacts import sha256_of, write_csv
+from openspectra.artifacts import config_hash, write_csv
 from openspectra.data.config import ReadConfig
-from openspectra.data.documents import BucketWriter, RawDocument, hash_of
-from openspectra.data.local_files import data_folder, input_files
+from openspectra.data.documents import DOCUMENT_BYTES, BucketWriter, RawDocument, hash_of
+from openspectra.data.local_files import INPUT_COLUMNS, list_files, record_input
 from openspectra.data.rows import Row
 from openspectra.data.sources import rows_of
 from openspectra.errors import OpenSpectraError
@@ -28,17 +28,21 @@ WHAT = {
 
 
 def read_source(config: ReadConfig, folder: Path) -> dict[str, Any]:
-    """Write the clean documents of one job as `<part>.parquet` (hash, text, source, place, split); return the counts.
+    """Write the clean documents of one job by part (`<part>.arrow`: hash, text, source, place, split); return the counts.
 
     read = documents + skipped, always. `skipped.csv` lists every place left out, `inputs.csv` every file read, with its
-    hash. Raises `OpenSpectraError` naming place and problem where the source's policy is `fail`.
+    hash; `listing` stands for the files of all jobs, which must be the same to each. Raises `OpenSpectraError` naming place
+    and problem where the source's policy is `fail`.
     """
+    files = list_files(config.name, config.source)
+    share = files[config.job :: config.source.num_jobs]
     counts, skipped, part_bytes = Counter(), Counter(), Counter()
+    num_bytes = 0
     writer = BucketWriter(folder, config.num_parts)
     with (folder / "skipped.csv").open("w", encoding="utf-8", newline="") as file:
         listing = csv.writer(file, lineterminator="\n")
         listing.writerow(("place", "problem"))
-        for row in rows_of(config):
+        for row in rows_of(config, share):
             counts["read"] += 1
             text, problem = clean(row, config)
             if problem:
@@ -48,18 +52,16 @@ def read_source(config: ReadConfig, folder: Path) -> dict[str, Any]:
                 continue
             content = text.encode()
             counts["documents"] += 1
+            num_bytes += len(content)
             document = RawDocument(hash_of(content), text, config.name, row.place, row.split)
-            part_bytes[writer.add(document)] += len(content)
+            part_bytes[writer.add(document)] += len(content) + DOCUMENT_BYTES
     writer.close()
-    inputs = [
-        {"file": path.relative_to(data_folder()).as_posix(), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        for path, _ in input_files(config)
-    ]
-    write_csv(folder / "inputs.csv", ("file", "bytes", "sha256"), inputs)
+    write_csv(folder / "inputs.csv", INPUT_COLUMNS, map(record_input, share))
     return {
         "counts": {"read": counts["read"], "documents": counts["documents"], "skipped": dict(sorted(skipped.items()))},
-        "bytes": sum(part_bytes.values()),
+        "bytes": num_bytes,
         "part_bytes": [part_bytes[part] for part in range(config.num_parts)],
+        "listing": config_hash([(file.name, file.split, file.bytes) for file in files]),
     }
 
 
@@ -90,7 +92,8 @@ def clean(row: Row, config: ReadConfig) -> tuple[str, str | None]:
 
 def _apply_policy(config: ReadConfig, place: str, problem: str) -> None:
     if problem != "too_short" and config.source.dirty.get(problem, "fail") == "fail":
+        field = f" ({config.source.text_field})" if problem == "missing_field" else ""
         raise OpenSpectraError(
-            f"{place}: {WHAT[problem]}; mend the source, or set "
+            f"{place}: {WHAT[problem]}{field}; mend the source, or set "
             f"corpus.sources.{config.name}.dirty.{problem}: skip, which leaves out, counts and lists such documents."
         )

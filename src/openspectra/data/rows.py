@@ -2,10 +2,11 @@
 
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from openspectra.data.config import FilesSource, HubSource, Problem
-from openspectra.errors import ConfigError
+from openspectra.errors import ConfigError, OpenSpectraError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -39,6 +40,12 @@ def is_taken(content: Any, source: FilesSource | HubSource) -> bool:
     return True
 
 
+def refuse_disk_error(error: Exception, path: Path | str) -> None:
+    """Raise `OpenSpectraError` where it was the disk that failed, and not the content that is damaged."""
+    if getattr(error, "errno", None) is not None:
+        raise OpenSpectraError(f"{path}: cannot be read ({error.strerror}); check the disk and permissions.") from None
+
+
 def rows_of_table(
     table: "pyarrow.Table | pyarrow.RecordBatch", source: FilesSource | HubSource, name: str, first: int
 ) -> Iterator[Row]:
@@ -49,12 +56,13 @@ def rows_of_table(
     import pyarrow
 
     keys = list(dict.fromkeys(path.split(".")[0] for path in source.where))
-    missing = [key for key in (source.text_field, *keys) if key not in table.schema.names]
-    if missing:
-        raise ConfigError(
-            [f"{name}: no column {missing[0]!r}; it has {table.schema.names}. Set `text_field` or `where`."]
-        )
+    for key in (source.text_field, *keys):
+        if (count := table.schema.names.count(key)) != 1:
+            number = "no column" if count == 0 else f"{count} columns"
+            raise ConfigError([f"{name}: {number} {key!r}; it has {table.schema.names}. Set `text_field` or `where`."])
     column = table.column(source.text_field)
+    if pyarrow.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
     if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
         column = column.cast(pyarrow.large_binary())  # Arrow and Parquet promise UTF-8 and do not check it
     values = column.to_pylist()

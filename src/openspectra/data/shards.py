@@ -18,6 +18,7 @@ SHARDS = "shards.json"
 TYPE_CODES = {"<u2": "H", "<u4": "I"}
 """Array types by dtype; they refuse an id that does not fit, where a cast would wrap it."""
 INDEX_COLUMNS = ("document_id", "source", "first_token", "num_tokens")
+INDEX_ROWS = 100_000
 BLOCK_BYTES = 2**20
 """Bytes of a shard that share a hash."""
 DIGEST_BYTES = hashlib.sha256().digest_size
@@ -40,7 +41,6 @@ class ShardWriter:
         self.folder, self.split, self.tokens_per_shard = folder, split, tokens_per_shard
         self._typecode, self._dtype = TYPE_CODES[dtype.str], dtype
         self._file = None
-        self._rows: list[tuple] = []
         self.num_tokens = 0
         self.shards: list[dict[str, Any]] = []
 
@@ -58,7 +58,7 @@ class ShardWriter:
             self._hasher.update(data)
             shard["num_tokens"] += len(piece)
             self.num_tokens += len(piece)
-            self._rows.append(row)
+            self._index.add(row)
             content = content[len(piece) :]
             if shard["num_tokens"] == self.tokens_per_shard:
                 self._close_shard()
@@ -73,13 +73,13 @@ class ShardWriter:
         name = f"{self.split}-{len(self.shards):05d}"
         self._file, self._hasher = (self.folder / f"{name}.bin").open("wb"), BlockHasher()
         self.shards.append(shard_record(name, f"{name}.bin"))
+        self._index = IndexWriter(self.folder / self.shards[-1]["index"])
 
     def _close_shard(self) -> None:
         self._file.close()
         self._file = None
-        write_index(self._rows, self.folder / self.shards[-1]["index"])
+        self._index.close()
         (self.folder / self.shards[-1]["hashes"]).write_bytes(self._hasher.digests())
-        self._rows = []
 
 
 class BlockHasher:
@@ -132,12 +132,32 @@ def in_split(shard: dict[str, Any], part: Artifact, role: str, part_first_token:
     return shard | found | {"part": role, "part_first_token": part_first_token}
 
 
-def write_index(rows: list[tuple], path: Path) -> None:
-    """Write rows of `INDEX_COLUMNS` as Parquet."""
-    import pyarrow
-    import pyarrow.parquet
+class IndexWriter:
+    """Writes the index of a shard as Parquet with `INDEX_COLUMNS`, `INDEX_ROWS` in memory at a time."""
 
-    types = (pyarrow.string(), pyarrow.string(), pyarrow.int64(), pyarrow.int64())
-    schema = pyarrow.schema(list(zip(INDEX_COLUMNS, types, strict=True)))
-    columns = dict(zip(INDEX_COLUMNS, zip(*rows, strict=True), strict=True))
-    pyarrow.parquet.write_table(pyarrow.table(columns, schema=schema), path, compression="zstd")
+    def __init__(self, path: Path):
+        import pyarrow.parquet
+
+        types = (pyarrow.string(), pyarrow.string(), pyarrow.int64(), pyarrow.int64())
+        self._schema = pyarrow.schema(list(zip(INDEX_COLUMNS, types, strict=True)))
+        self._writer = pyarrow.parquet.ParquetWriter(path, self._schema, compression="zstd")
+        self._rows: list[tuple] = []
+
+    def add(self, row: tuple) -> None:
+        """Take a row."""
+        self._rows.append(row)
+        if len(self._rows) == INDEX_ROWS:
+            self._flush()
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._rows:
+            self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        import pyarrow
+
+        columns = dict(zip(INDEX_COLUMNS, zip(*self._rows, strict=True), strict=True))
+        self._writer.write_table(pyarrow.table(columns, schema=self._schema))
+        self._rows = []

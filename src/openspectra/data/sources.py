@@ -8,19 +8,20 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from openspectra.data.config import FilesSource, HubSource, ReadConfig, StdlibSource
+from openspectra.data.config import FilesSource, HubSource, ReadConfig
 from openspectra.data.hub import hub_rows
-from openspectra.data.local_files import file_rows, read_text
+from openspectra.data.local_files import LocalFile, file_rows, read_text
 from openspectra.data.rows import Row
 
 TEST_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 """Folders of the standard library that are not part of the embedded corpus: its test packages and other people's code."""
 
 
-def rows_of(config: ReadConfig) -> Iterator[Row]:
-    """Yield the rows of one job's share of a source."""
-    adapters = {StdlibSource: _stdlib_rows, FilesSource: file_rows, HubSource: hub_rows}
-    return adapters[type(config.source)](config)
+def rows_of(config: ReadConfig, files: list[LocalFile]) -> Iterator[Row]:
+    """Yield the rows of one job's share of a source, of local files those of `files`."""
+    if isinstance(config.source, FilesSource):
+        return file_rows(config, files)
+    return hub_rows(config) if isinstance(config.source, HubSource) else _stdlib_rows(config)
 
 
 def _stdlib_rows(config: ReadConfig) -> Iterator[Row]:

@@ -1,19 +1,27 @@
 """Ready token files: text that somebody tokenized before, used where it lies and checked as our own shards are."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from openspectra.artifacts import Artifact
-from openspectra.data.config import TokenFilesConfig
+from openspectra.data.config import TokenFilePartConfig
 from openspectra.data.local_files import data_folder
-from openspectra.data.shards import BlockHasher, shard_record, write_index
+from openspectra.data.shards import BlockHasher, IndexWriter, shard_record
 from openspectra.data.tokenizer import end_of_text_id, fingerprint, load_tokenizer
 from openspectra.errors import ConfigError, OpenSpectraError
 
+WINDOW = 2**20
+"""Tokens that are looked at together for the end of a document."""
+MANY_IDS = 100
+"""So many ids of which every second is 0 are no text."""
 
-def index_token_file(config: TokenFilesConfig, tokenizer: Artifact, folder: Path) -> dict[str, Any]:
+
+def index_token_file(config: TokenFilePartConfig, tokenizer: Artifact, folder: Path) -> dict[str, Any]:
     """Write the document indices of one token file; return its shards by split, counts and the tokenizer's fingerprint.
 
     The file is not copied: a shard is a range of its bytes with their hash. The valid split is the file's end, from
@@ -33,51 +41,87 @@ def index_token_file(config: TokenFilesConfig, tokenizer: Artifact, folder: Path
         raise ConfigError([f"token_files.files.{source}: {path}: no such file; put it there or set OPENSPECTRA_DATA."])
     if path.stat().st_size % dtype.itemsize or not path.stat().st_size:
         raise OpenSpectraError(f"{path}: {path.stat().st_size} bytes are no {config.dtype} tokens; fetch it again.")
-    tokens = np.memmap(path, dtype=dtype, mode="r")
-    end_of_text, vocab_size = end_of_text_id(tokenizer), load_tokenizer(tokenizer).get_vocab_size()
-    border = _document_after(tokens, round(len(tokens) * (1 - config.valid_fraction)), end_of_text)
-    splits, documents_before = {}, 0
-    for split, first, last in (("train", 0, border), ("valid", border, len(tokens))):
-        shards, num_documents = [], 0
-        begin = first  # of the document that the next token belongs to
-        for start in range(first, last, config.tokens_per_shard):
-            # read, not mapped: a mapped file counts as memory of this process as far as it has been looked at
-            block = np.fromfile(path, dtype, min(config.tokens_per_shard, last - start), offset=start * dtype.itemsize)
-            if int(block.max()) >= vocab_size:
-                place = start + int(np.argmax(block >= vocab_size))
-                raise OpenSpectraError(
-                    f"{path}: token {place} is {tokens[place]}, but the vocabulary has {vocab_size} entries; "
-                    "check file, dtype and tokenizer."
-                )
-            ends = np.flatnonzero(block == end_of_text) + start + 1
-            open_end = [] if len(ends) and ends[-1] == start + len(block) else [None]
-            rows = []
-            for end in [*ends.tolist(), *open_end]:
-                # the last document of a block may go on in the next one: its end is found there
-                stop = end or _document_after(tokens[:last], start + len(block), end_of_text)
-                document_id = f"{name}:{documents_before + num_documents}"
-                rows.append((document_id, source, begin - first, stop - begin))
-                if end:
-                    begin, num_documents = end, num_documents + 1
+    file = _TokenFile(path, name, source, dtype, end_of_text_id(tokenizer), load_tokenizer(tokenizer).get_vocab_size())
+    size = len(file.tokens)
+    border = file.document_after(round(size * (1 - config.valid_fraction)))
+    splits, ended = {}, 0
+    for split, first, last in (("train", 0, border), ("valid", border, size)):
+        shards, before = [], ended
+        for start, block, rows, ended in file.blocks(first, last, config.tokens_per_shard, before):  # noqa: B007  used after
             record = shard_record(f"{split}-{len(shards):05d}", name, start * dtype.itemsize, len(block), external=True)
-            write_index(rows, folder / record["index"])
+            index = IndexWriter(folder / record["index"])
+            for row in rows:
+                index.add(row)
+            index.close()
             hasher = BlockHasher()
             hasher.update(block.view(np.uint8))
             (folder / record["hashes"]).write_bytes(hasher.digests())
             shards.append(record)
-        num_documents += begin < last  # a last document without end-of-text
-        documents_before += num_documents
-        counts = {"documents": num_documents, "bytes": 0, "tokens": last - first}
+        counts = {"documents": ended - before, "bytes": 0, "tokens": last - first}
         splits[split] = {"shards": shards, "num_tokens": last - first, "sources": {source: counts}}
     return {"dtype": dtype.str, "tokenizer_sha256": fingerprint(tokenizer), "splits": splits}
 
 
-def _document_after(tokens: np.ndarray, start: int, end_of_text: int, window: int = 2**20) -> int:
-    """Return the place after the first end-of-text at or behind `start - 1`, or the number of tokens."""
-    start = max(0, start - 1)
-    while start < len(tokens):
-        found = np.flatnonzero(tokens[start : start + window] == end_of_text)
-        if len(found):
-            return start + int(found[0]) + 1
-        start += window
-    return len(tokens)
+@dataclass(frozen=True)
+class _TokenFile:
+    path: Path
+    name: str
+    source: str
+    dtype: np.dtype
+    end_of_text: int
+    vocab_size: int
+
+    @cached_property
+    def tokens(self) -> np.memmap:
+        """The ids, mapped: for looking here and there."""
+        return np.memmap(self.path, dtype=self.dtype, mode="r")
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """Return ids, read: a mapped file counts as memory of this process as far as it has been looked at.
+
+        Raises `OpenSpectraError` for ids that the vocabulary does not have, and for 4-byte ids read as 2-byte ones.
+        """
+        block = np.fromfile(self.path, self.dtype, count, offset=start * self.dtype.itemsize)
+        if int(block.max()) >= self.vocab_size:
+            place = int(np.argmax(block >= self.vocab_size))
+            raise OpenSpectraError(
+                f"{self.path}: token {start + place} is {block[place]}, but the vocabulary has {self.vocab_size} entries; "
+                "check file, dtype and tokenizer."
+            )
+        if self.dtype.itemsize == 2 and count >= MANY_IDS and not block[(start + 1) % 2 :: 2].any():
+            raise OpenSpectraError(
+                f"{self.path}: every second id is 0, as in a file of 4-byte ids; set token_files.dtype to uint32, or fetch "
+                "the file again."
+            )
+        return block
+
+    def blocks(
+        self, first: int, last: int, size: int, ended: int
+    ) -> Iterator[tuple[int, np.ndarray, list[tuple], int]]:
+        """Yield the blocks of a split: first token, ids, rows of the index, and documents of the file that end by then.
+
+        `ended` documents end before `first`. One that crosses into the next block stands in the rows of both.
+        """
+        begin = first  # of the document that the next token belongs to
+        for start in range(first, last, size):
+            block = self.read(start, min(size, last - start))
+            stop = start + len(block)
+            ends = (np.flatnonzero(block == self.end_of_text) + start + 1).tolist()
+            if not ends or ends[-1] < stop:
+                ends.append(min(last, self.document_after(stop)))
+            rows = []
+            for end in ends:
+                rows.append((f"{self.name}:{ended}", self.source, begin - first, end - begin))
+                if end <= stop:
+                    begin, ended = end, ended + 1
+            yield start, block, rows, ended
+
+    def document_after(self, start: int) -> int:
+        """Return the place after the first end-of-text at or behind `start - 1`, or the number of tokens."""
+        start = max(0, start - 1)
+        while start < len(self.tokens):
+            found = np.flatnonzero(self.tokens[start : start + WINDOW] == self.end_of_text)
+            if len(found):
+                return start + int(found[0]) + 1
+            start += WINDOW
+        return len(self.tokens)

@@ -17,7 +17,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 """What every model folder carries, so that the loaders of the outside world find a tokenizer beside the weights."""
 TRAINING_BYTES = 300_000_000
 """Text that a tokenizer is trained on at most: the beginning of the train split, whose documents lie in the order of their
-hashes, so it is a sample. It bounds the memory: 535 MB at 150 MB of text and 32,000 entries."""
+hashes, so it is a sample. Memory follows the number of different words in it: 715 MB for prose and code."""
+PIECE_CHARACTERS = 1_000_000
+"""Longer documents are handed to the trainer in pieces, as it holds 100 bytes of memory per character."""
 MEASURED_DOCUMENTS = 1000
 """Documents of the valid split that compression is measured on."""
 
@@ -47,6 +49,7 @@ def build_tokenizer(config: TokenizerConfig, *corpus: Artifact, folder: Path) ->
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), config.end_of_text)
     # the class name that both transformers 4 and 5 know
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special})
+    tokenizer.encode_special_tokens = True
     return {"vocab_size": size} | (_compression(tokenizer, *corpus) if corpus else {})
 
 
@@ -56,10 +59,12 @@ def fingerprint(tokenizer: Artifact) -> str:
 
 
 def load_tokenizer(tokenizer: Artifact):
-    """Return the `tokenizers.Tokenizer` of a tokenizer artifact."""
+    """Return the `tokenizers.Tokenizer` of a tokenizer artifact; a special token written out in a text is text to it."""
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_file(str(tokenizer.file("tokenizer.json")))
+    loaded = Tokenizer.from_file(str(tokenizer.file("tokenizer.json")))
+    loaded.encode_special_tokens = True
+    return loaded
 
 
 def end_of_text_id(tokenizer: Artifact) -> int:
@@ -73,7 +78,7 @@ def _compression(tokenizer, corpus: Artifact) -> dict[str, float]:
     num_bytes = num_tokens = 0
     for document in islice(documents_of(corpus, "valid"), MEASURED_DOCUMENTS):
         num_bytes += len(document.text.encode())
-        num_tokens += len(tokenizer.encode_batch_fast([document.text])[0].ids)
+        num_tokens += len(tokenizer.encode_batch_fast([document.text], add_special_tokens=False)[0].ids)
     return {"bytes_per_token": num_bytes / num_tokens}
 
 
@@ -96,7 +101,8 @@ def _train(config: TokenizerConfig, corpus: Artifact):
 def _training_texts(corpus: Artifact) -> Iterator[str]:
     room = TRAINING_BYTES
     for document in documents_of(corpus, "train"):
-        yield document.text
+        for start in range(0, len(document.text), PIECE_CHARACTERS):
+            yield document.text[start : start + PIECE_CHARACTERS]
         room -= len(document.text.encode())
         if room <= 0:
             return
@@ -109,6 +115,15 @@ def _load(config: TokenizerConfig):
     if not path.is_file():
         raise ConfigError([f"tokenizer.file: {path}: no such file; put the tokenizer there or set OPENSPECTRA_DATA."])
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises plain Exception
         raise OpenSpectraError(f"{path}: not a readable tokenizer.json ({error}); fetch it again.") from None
+    altering = [key for key in ("truncation", "padding") if getattr(tokenizer, key)]
+    if altering:
+        raise ConfigError(
+            [
+                f"tokenizer.file: {path}: `{key}` is set, which would alter every document; set it to null."
+                for key in altering
+            ]
+        )
+    return tokenizer

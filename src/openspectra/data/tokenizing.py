@@ -16,6 +16,7 @@ from openspectra.data.documents import Document, iterate
 from openspectra.data.shards import SHARDS, ShardWriter, dtype_for, in_split
 from openspectra.data.tokenizer import end_of_text_id, fingerprint, load_tokenizer
 from openspectra.errors import DamagedArtifactError, OpenSpectraError
+from openspectra.memory import give_back_freed_memory
 
 BATCH_CHARACTERS = 1_000_000
 """Text handed to the tokenizer at a time, enough to keep its threads busy."""
@@ -85,7 +86,7 @@ def encoded(encoder, documents: Iterator[Document]) -> Iterator[tuple[Document, 
                 characters -= waiting[0][1]
                 yield from _results(*waiting.popleft())
             texts = [document.text for document in batch]
-            waiting.append((batch, size, pool.submit(encoder.encode_batch_fast, texts)))
+            waiting.append((batch, size, pool.submit(encoder.encode_batch_fast, texts, add_special_tokens=False)))
             characters += size
         while waiting:
             yield from _results(*waiting.popleft())
@@ -106,3 +107,6 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
 def _results(batch: list[Document], size: int, encodings) -> Iterator[tuple[Document, list[int]]]:
     for document, encoding in zip(batch, encodings.result(), strict=True):
         yield document, encoding.ids
+    if size > BATCH_CHARACTERS:  # one long document, whose blocks the next one would not fit into
+        del encoding, encodings
+        give_back_freed_memory()

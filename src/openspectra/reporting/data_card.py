@@ -6,8 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from openspectra.artifacts import Artifact
-from openspectra.data.corpus import CARD, card_of, merged
+from openspectra.artifacts import Artifact, config_hash
+from openspectra.data.card import CARD, card_of, merged
+from openspectra.data.corpus import parts_of
 from openspectra.reporting.drawing import (
     COLOURS,
     SMALL_INCHES,
@@ -17,7 +18,7 @@ from openspectra.reporting.drawing import (
     panel,
     to_drawing,
 )
-from openspectra.reporting.formats import Cell, counted, missing, scaled
+from openspectra.reporting.formats import Cell, counted, missing, percent, scaled
 from openspectra.reporting.provenance import SHORT_HASH
 from openspectra.reporting.sections import FigureGroup
 from openspectra.reporting.views import Row, View
@@ -35,17 +36,19 @@ class DataCard:
 
     views: list[tuple[str, View]]
     """Tables with their titles."""
-    lengths: FigureGroup
+    lengths: FigureGroup | None
+    """Nothing for ready token files, whose text is not here."""
     table: pd.DataFrame
-    """One row per split and source: split, source, license, documents, bytes, tokens, hash."""
+    """One row per split and source, or per split and token file: license, documents, bytes, tokens, hash."""
 
 
 def data_card(artifacts: Iterable[Artifact]) -> DataCard | None:
-    """Return the tables and figures of the corpus; nothing where the study has no text."""
+    """Return the tables and figures of the corpus, or of ready token files; nothing where there is neither."""
     artifacts = list(artifacts)
     corpus = next((a for a in artifacts if any(record.path == CARD for record in a.manifest.files)), None)
     if corpus is None:
-        return None
+        tokens = next((a for a in artifacts if a.manifest.stage == "tokens"), None)
+        return tokens and _token_files(parts_of(tokens.parents("token_part"), "token_part"))
     card = card_of(corpus)
     table = _table(card, artifacts)
     totals = {split: merged(source["splits"][split] for source in card.values()) for split in SPLITS}
@@ -60,6 +63,58 @@ def data_card(artifacts: Iterable[Artifact]) -> DataCard | None:
         [_lengths(card, split) for split in SPLITS],
     )
     return DataCard(views, lengths, table)
+
+
+def _token_files(parts: list[Artifact]) -> DataCard:
+    rows = []
+    for part in parts:
+        config, metrics = part.manifest.config, part.manifest.metrics
+        (path,) = {shard["path"] for split in metrics["splits"].values() for shard in split["shards"]}
+        hashes = {record.path: record.sha256 for record in part.manifest.files}
+        for split, of_split in metrics["splits"].items():
+            ((source, counts),) = of_split["sources"].items()
+            rows.append(
+                {
+                    "split": split,
+                    "source": source,
+                    "file": path,
+                    "license": config["license"],
+                    "documents": counts["documents"],
+                    "tokens": counts["tokens"],
+                    "hash": config_hash([hashes[shard["hashes"]] for shard in of_split["shards"]]),
+                }
+            )
+    table = pd.DataFrame(rows)
+    columns = [
+        ("Source", ""),
+        ("Documents", ""),
+        ("Tokens", "end of text included"),
+        ("Hash", "of the bytes"),
+        ("Licence", ""),
+    ]
+    views = []
+    for split, of_split in table.groupby("split", sort=False):
+        cells = [
+            [
+                Cell(row["source"]),
+                _count(row["documents"]),
+                _count(row["tokens"]),
+                Cell(row["hash"][:SHORT_HASH]),
+                _licence(row["license"]),
+            ]
+            for row in of_split.to_dict("records")
+        ]
+        names = zip(of_split["file"], cells, strict=True)
+        views.append((f"Split {split} by token file", View(columns, [_row(n, *row) for n, row in enumerate(names)])))
+    return DataCard(views, None, table)
+
+
+def _share(of: dict[str, float], name: str) -> Cell:
+    return Cell(percent(of[name] / sum(of.values())), of[name])
+
+
+def _licence(text: str | None) -> Cell:
+    return Cell(text) if text else missing("the study does not state a licence")
 
 
 def _table(card: dict[str, Any], artifacts: list[Artifact]) -> pd.DataFrame:
@@ -84,7 +139,11 @@ def _table(card: dict[str, Any], artifacts: list[Artifact]) -> pd.DataFrame:
 
 def _counts(card: dict[str, Any]) -> View:
     reasons = sorted({reason for source in card.values() for reason in source["counts"]["skipped"]})
-    columns = ["Read", "Kept", "Duplicates", *(f"Skipped: {reason}" for reason in reasons), "Licence"]
+    columns = [(title, "") for title in ("Read", "Kept", "Duplicates", *(f"Skipped: {reason}" for reason in reasons))]
+    kept_bytes = {name: sum(split["bytes"] for split in source["splits"].values()) for name, source in card.items()}
+    weights = {name: source["weight"] for name, source in card.items() if source["weight"]}
+    if weights:
+        columns += [("Weight", "% of bytes"), ("Kept", "% of bytes")]
     rows = []
     for number, (name, source) in enumerate(card.items()):
         counts = source["counts"]
@@ -94,9 +153,9 @@ def _counts(card: dict[str, Any]) -> View:
             counts["duplicates"],
             *(counts["skipped"].get(r, 0) for r in reasons),
         ]
-        licence = Cell(source["license"]) if source["license"] else missing("the study does not state a licence")
-        rows.append(_row(number, name, [*map(_count, numbers), licence]))
-    return View([(title, "") for title in columns], rows)
+        shares = [_share(of, name) for of in (weights, kept_bytes) if weights]
+        rows.append(_row(number, name, [*map(_count, numbers), *shares, _licence(source["license"])]))
+    return View([*columns, ("Licence", "")], rows)
 
 
 def _split(table: pd.DataFrame, split: str, total: dict[str, Any]) -> View:

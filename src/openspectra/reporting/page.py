@@ -111,7 +111,7 @@ def _fill_training(page: Page, folder: Path) -> None:
 
 
 def _fill_data(page: Page, folder: Path) -> None:
-    """Show the data card and write its table; a study of ready tokens has none."""
+    """Show the data card and write its table."""
     page.data = data_card(page.results.artifacts)
     if page.data:
         tables.write_csv(page.data.table, folder / "data.csv")

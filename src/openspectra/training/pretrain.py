@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from openspectra.artifacts import Artifact, write_artifact, write_csv
 from openspectra.data.tokens import Tokens
 from openspectra.errors import ConfigError, Interrupted, OpenSpectraError
+from openspectra.memory import keep_freed_memory
 from openspectra.model.hugging_face import save_model
 from openspectra.model.llama import Llama
 from openspectra.training.batches import StepData
@@ -20,7 +21,6 @@ from openspectra.training.checkpoint import CheckpointFolder
 from openspectra.training.config import PretrainConfig
 from openspectra.training.interruption import Interruption
 from openspectra.training.matrices import means_by_step
-from openspectra.training.memory import keep_freed_memory
 from openspectra.training.module import TABLES, Checkpointing, Pretraining
 from openspectra.training.progress import Progress
 from openspectra.training.world import World

@@ -1,4 +1,4 @@
-"""Keep freed memory on the CPU: glibc gives large blocks back to the system after every step and asks for them anew."""
+"""What glibc does with freed memory: kept where blocks come and go at every step, given back after a peak."""
 
 import ctypes
 
@@ -12,3 +12,10 @@ def keep_freed_memory() -> None:
     if hasattr(libc, "mallopt"):
         for name, value in ((MMAP_MAX, 0), (TRIM_THRESHOLD, LARGEST), (TOP_PAD, PAD_BYTES)):
             libc.mallopt(name, value)
+
+
+def give_back_freed_memory() -> None:
+    """Return to the system what `free` left lying between other blocks. No effect without glibc."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
