@@ -63,7 +63,7 @@ def measure(folder: Path, options: argparse.Namespace) -> list[str]:
     """Run every stage in `folder` and return the rows of the table."""
     size, half = write_text(folder / "data", options)
     write_studies(folder, options)
-    text, ready = (configs_of(folder, name) for name in ("text", "ready"))
+    text, other, ready = (configs_of(folder, name) for name in ("text", "other", "ready"))
     tokens = np.random.default_rng(0).integers(1, 50_000, TOKENS, dtype="<u2")
     tokens[::1000] = 0  # end of text: 1,000 tokens a document
     tokens.tofile(folder / "data/tokens.bin")
@@ -80,7 +80,7 @@ def measure(folder: Path, options: argparse.Namespace) -> list[str]:
     ]
     stages = [
         ("read, one of two subsets", size, ["read", "--config", text["sources/parts/kept"], "--out", "source"]),
-        ("read, another subset", size, ["read", "--config", text["sources/parts/other"], "--out", "other"]),
+        ("read, another subset", size, ["read", "--config", other["sources/parts/other"], "--out", "other"]),
         ("", 0, ["sources", "--config", text["sources"], "--out", "sources", "source"]),
         ("de-duplicate and divide", half, ["part", "--config", text["corpus/parts"], "--sources", "sources", "--out", "part"]),
         ("", 0, ["corpus", "--config", text["corpus"], "--sources", "sources", "--out", "corpus", "part"]),
@@ -119,7 +119,7 @@ def write_text(data: Path, options: argparse.Namespace) -> tuple[int, int]:
 
 
 def write_studies(folder: Path, options: argparse.Namespace) -> None:
-    """Write a study of the text and one of the ready tokens; all that no data stage reads is that of `tiny`."""
+    """Write studies of each subset of the text and of the ready tokens; all that no data stage reads is that of `tiny`."""
     (folder / "studies").mkdir()
     (folder / "studies/tiny.yaml").write_text((HERE.parent / "studies/tiny.yaml").read_text())
     source = {"adapter": "files", "files": ["a.jsonl.zst"]}
@@ -130,13 +130,18 @@ def write_studies(folder: Path, options: argparse.Namespace) -> None:
     tokenizer = {"file": "tokenizer.json", "vocab_size": 50_277}
     common = {"base": "tiny", "tokenizer": tokenizer, "evaluation": None}
     benchmarks = {"items": {"files": ["items.jsonl"]}}
-    corpus = {"sources": sources, "valid_fraction": 0.01, "test_fraction": 0.01, "benchmarks": benchmarks}
+    corpus = {"valid_fraction": 0.01, "test_fraction": 0.01, "benchmarks": benchmarks}
     ready = {
         "files": {"one": ["tokens.bin"]},
         "tokenizer_sha256": sha256_of(options.tokenizer),
+        "dtype": "uint16",
         "valid_fraction": 0.001,
     }
-    studies = {"text": {"corpus": corpus}, "ready": {"corpus": None, "token_files": ready}}
+    studies = {
+        study: {"corpus": corpus | {"sources": {name: sources[name]}}}
+        for study, name in (("text", "kept"), ("other", "other"))
+    }
+    studies["ready"] = {"corpus": None, "token_files": ready}
     for name, content in studies.items():
         (folder / f"studies/{name}.yaml").write_text(json.dumps(common | content))  # JSON is YAML
 

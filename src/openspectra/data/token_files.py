@@ -88,7 +88,7 @@ class _TokenFile:
                 f"{self.path}: token {start + place} is {block[place]}, but the vocabulary has {self.vocab_size} entries; "
                 "check file, dtype and tokenizer."
             )
-        if self.dtype.itemsize == 2 and count >= MANY_IDS and not block[(start + 1) % 2 :: 2].any():
+        if self.dtype.itemsize == 2 and count >= MANY_IDS and not block[(start + 1) % 2 : MANY_IDS : 2].any():
             raise OpenSpectraError(
                 f"{self.path}: every second id is 0, as in a file of 4-byte ids; set token_files.dtype to uint32, or fetch "
                 "the file again."
