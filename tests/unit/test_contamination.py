@@ -121,14 +121,20 @@ def test_benchmark_files_of_every_kind_are_read_and_recorded(tmp_path, data_fold
     (data_folder / "sub" / name).write_bytes(content)
     documents = [*items, *(sentence(random.Random(100 + number), 30) for number in range(40))]
     (data_folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
-    study = DataStudy(study_of(corpus=corpus_of(benchmarks={"bench": {"files": ["sub/*"]}})), tmp_path / "made")
+    files = ["sub/*", f"sub/{name}"]  # one file, by two patterns
+    study = DataStudy(study_of(corpus=corpus_of(benchmarks={"bench": {"files": files}})), tmp_path / "made")
     corpus = study.corpus()
     metrics = check_contamination(study.configs["contamination"], corpus, folder=tmp_path)
     in_train = {document.text for document in documents_of(corpus, "train")}
     assert metrics["bench"] == {"num_items": 3, "num_too_short": 0, "num_found": sum(i in in_train for i in items)}
     with (tmp_path / "inputs.csv").open() as file:
         assert list(csv.DictReader(file)) == [
-            {"file": f"sub/{name}", "bytes": str(len(content)), "sha256": hashlib.sha256(content).hexdigest()}
+            {
+                "file": f"sub/{name}",
+                "bytes": str(len(content)),
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "items": "3",
+            }
         ]
 
 
@@ -138,6 +144,7 @@ def test_benchmark_files_of_every_kind_are_read_and_recorded(tmp_path, data_fold
         ("bench.jsonl", b'{"question": "a"}\n{"question"'),
         ("bench.jsonl", b'{"question": "caf\xe9"}\n'),
         ("bench.jsonl", b'["a"]\n'),
+        ("bench.jsonl", b"[" * 200_000),
         ("bench.jsonl.gz", b"<html>404 Not Found</html>"),
         ("bench.parquet", b"<html>404 Not Found</html>"),
         ("bench.csv", b"question\ncaf\xe9\n"),

@@ -178,7 +178,8 @@ def test_jobs_that_saw_other_files_are_refused(tmp_path, data_folder, change):
     else:
         write_lines(data_folder / ("g.jsonl" if change == "added" else "b.jsonl"), texts(21, seed=9))
     with pytest.raises(
-        OpenSpectraError, match=r"corpus\.sources\.files: files came, went or .* delete .*/parts/files and"
+        OpenSpectraError,
+        match=r"corpus\.sources\.files: files came, went or .* delete the folders of its jobs, .*/0 to .*/1, and",
     ):
         study.list_sources(first, study.read_job("files", 1))
     again = [study.read_job("files", job) for job in range(2)]

@@ -443,4 +443,12 @@ def test_wide_ids_read_as_narrow_ones_and_a_file_named_twice_are_refused(ready, 
     wide = ready(dtype="uint32", files={"two": ["b.bin"]}).tokens()
     assert sum(entry["tokens"] for entry in wide.manifest.metrics["sources"].values()) == len(Tokens(wide))
     with pytest.raises(ValueError, match=r"`files` must name each file once; b\.bin would be read again"):
-        ready(files={"one": ["a.bin", "b.bin"], "two": ["b.bin"]})
+        ready(files={"one": ["a.bin", "b.bin"], "two": ["./b.bin"]})
+
+
+def test_end_of_text_at_the_end_of_a_token_file_is_taken_for_text(ready, tmp_path):
+    path = tmp_path / "data/b.bin"
+    ids = np.concatenate((np.fromfile(path, "<u2"), np.zeros(3000, "<u2")))
+    ids.tofile(path)
+    tokens = [ready().tokens(split).manifest.metrics["num_tokens"] for split in ("train", "valid")]
+    assert sum(tokens) == len(ids) + len(np.fromfile(tmp_path / "data/a.bin", "<u2"))

@@ -15,7 +15,9 @@ LIMIT_BYTES = 1_000_000_000
 STUDY = {
     "base": "tiny",
     "corpus": {
-        "sources": {name: {"adapter": "files", "files": [f"{name}.*"]} for name in ("copies", "short", "large")},
+        "sources": {
+            name: {"adapter": "files", "files": [f"{name}.*"]} for name in ("copies", "short", "large", "coded")
+        },
         "valid_fraction": 0.05,
         "test_fraction": 0.05,
     },
@@ -64,6 +66,7 @@ def test_every_data_stage_stays_under_a_gigabyte(tmp_path):
     rows = [f"{number} " + "a large document " * 288_000 for number in range(64)]  # 4.9 MB each, in one row group
     # a page is the least that can be decoded: by default one would hold all 64
     pyarrow.parquet.write_table(pyarrow.table({"text": rows}), data / "large.parquet", write_batch_size=1)
+    pyarrow.parquet.write_table(pyarrow.table({"text": rows[:1] * 64}), data / "coded.parquet")  # once, and 64 numbers
     del rows
     results, openspectra = "results/awkward", ["-m", "openspectra.cli"]
     configs, tokenizer = f"{results}/configs", f"{results}/tokenizer"
@@ -94,4 +97,4 @@ def test_every_data_stage_stays_under_a_gigabyte(tmp_path):
     print({name: f"{peak / 1e6:.0f} MB" for name, peak in peaks.items()})
     assert max(peaks.values()) < LIMIT_BYTES
     counts = json.loads((project / corpus / "manifest.json").read_bytes())["metrics"]["counts"]
-    assert counts == {"read": 1_800_064, "kept": 1_500_065, "duplicates": 299_999, "skipped": {}}
+    assert counts == {"read": 1_800_128, "kept": 1_500_065, "duplicates": 300_063, "skipped": {}}

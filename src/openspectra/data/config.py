@@ -202,7 +202,7 @@ class TokenFilesConfig(Config):
 
     @model_validator(mode="after")
     def _each_once(self):
-        counts = Counter(path for _, path in self.parts)
+        counts = Counter(Path(path).as_posix() for _, path in self.parts)
         if twice := [path for path, count in counts.items() if count > 1]:
             raise ValueError(f"`files` must name each file once; {', '.join(twice)} would be read again.")
         return self

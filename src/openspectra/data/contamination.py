@@ -21,7 +21,14 @@ import numpy as np
 from openspectra.artifacts import Artifact, write_csv
 from openspectra.data.config import ContaminationConfig
 from openspectra.data.documents import iterate
-from openspectra.data.local_files import INPUT_COLUMNS, as_listed, matching_files, open_file, record_input
+from openspectra.data.local_files import (
+    INPUT_COLUMNS,
+    LocalFile,
+    as_listed,
+    matching_files,
+    open_file,
+    record_input,
+)
 from openspectra.data.order import mix
 from openspectra.data.rows import NOT_READABLE
 from openspectra.errors import ConfigError, OpenSpectraError
@@ -64,7 +71,7 @@ def check_contamination(
     else:
         with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
             hits = sorted(chain.from_iterable(pool.map(search, paths)))
-    write_csv(folder / "inputs.csv", INPUT_COLUMNS, inputs)
+    write_csv(folder / "inputs.csv", (*INPUT_COLUMNS, "items"), inputs)
     write_csv(folder / "hits.csv", HIT_COLUMNS, (dict(zip(HIT_COLUMNS, hit, strict=True)) for hit in hits))
     num_found = Counter(benchmark for benchmark, _ in {hit[:2] for hit in hits})
     total = Counter(benchmark for benchmark, *_ in items)
@@ -166,22 +173,28 @@ def _search(path: Path, ngrams: Ngrams, num_words: int) -> list[tuple]:
 def _file_items(config: ContaminationConfig, inputs: list[dict[str, Any]]) -> Iterator[tuple[str, str, list[str]]]:
     """Yield benchmark, item (`file:row`) and texts of every item of the benchmark files; add the files to `inputs`."""
     for name, benchmark in config.benchmarks.items():
+        files: dict[Path, LocalFile] = {}
         for pattern in benchmark.files:
-            files = list(map(as_listed, matching_files(pattern)))
-            if not files:
+            paths = matching_files(pattern)
+            if not paths:
                 raise ConfigError(
                     [f"corpus.benchmarks.{name}.files: no file matches {pattern!r}; put it into the data folder."]
                 )
-            for file in files:
-                for number, row in enumerate(_rows(file.path), 1):
-                    unknown = set(benchmark.fields or ()) - set(row)
-                    if unknown:
-                        raise ConfigError(
-                            [f"corpus.benchmarks.{name}.fields: {file.path} has {sorted(row)}; got {sorted(unknown)}."]
-                        )
-                    row = {key: row[key] for key in benchmark.fields} if benchmark.fields else row
-                    yield name, f"{file.name}:{number}", list(_strings(row))
-                inputs.append(record_input(file))
+            files |= {path.resolve(): as_listed(path) for path in paths}
+        before = len(inputs)
+        for file in sorted(files.values()):
+            rows = _rows(file.path)
+            for number, row in enumerate(rows, 1):
+                unknown = set(benchmark.fields or ()) - set(row)
+                if unknown:
+                    raise ConfigError(
+                        [f"corpus.benchmarks.{name}.fields: {file.path} has {sorted(row)}; got {sorted(unknown)}."]
+                    )
+                row = {key: row[key] for key in benchmark.fields} if benchmark.fields else row
+                yield name, f"{file.name}:{number}", list(_strings(row))
+            inputs.append(record_input(file) | {"items": len(rows)})
+        if not sum(entry["items"] for entry in inputs[before:]):
+            raise ConfigError([f"corpus.benchmarks.{name}.files: no item in {benchmark.files}; correct them."])
 
 
 def _items_of(benchmarks: Artifact) -> Iterator[tuple[str, str, list[str]]]:
@@ -201,9 +214,11 @@ def _rows(path: Path) -> list[dict[str, Any]]:
             return pyarrow.parquet.read_table(path).to_pylist()
         with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as file:
             if ".csv" in path.suffixes:
-                return list(csv.DictReader(file))
-            rows = [json.loads(line) for line in file if line.strip()]
-    except NOT_READABLE as error:
+                csv.field_size_limit(2**31 - 1)
+                rows = list(csv.DictReader(file, restkey=""))
+            else:
+                rows = [json.loads(line) for line in file if line.strip()]
+    except (*NOT_READABLE, csv.Error, RecursionError) as error:
         raise OpenSpectraError(
             f"{path}: not readable as .jsonl, .csv or .parquet in UTF-8 ({error}); mend it."
         ) from None

@@ -6,7 +6,6 @@ parallel: each holds one range of hashes. A part works in slices of its range, i
 """
 
 import math
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -48,11 +47,11 @@ def list_sources(config: SourcesConfig, *jobs: Artifact, folder: Path) -> dict[s
         metrics = [job.manifest.metrics for job in own]
         if not own or len(own) < own[0].manifest.config["source"]["num_jobs"]:
             raise OpenSpectraError(f"corpus.sources.{name}: only {len(own)} of its jobs are given; give all.")
-        folder_of_jobs = Path(os.path.normpath(own[0].folder.parent))
         if len({of_job["listing"] for of_job in metrics}) > 1:
             raise OpenSpectraError(
                 f"corpus.sources.{name}: files came, went or changed between its {len(own)} jobs, so some would be read "
-                f"twice or never; delete {folder_of_jobs} and run the same command again."
+                f"twice or never; delete the folders of its jobs, {own[0].folder} to {own[-1].folder}, and run the same "
+                "command again."
             )
         totals = {key: sum(of_job["counts"][key] for of_job in metrics) for key in ("read", "documents")}
         skipped = sum((Counter(of_job["counts"]["skipped"]) for of_job in metrics), Counter())

@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator
-from itertools import chain, takewhile
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -69,22 +69,25 @@ def _file_problems(path: Path, source: FilesSource) -> Iterator[str]:
         yield "unknown ending; give .txt or .jsonl (also .gz, .zst) or .parquet."
     elif source.where and _format(path) is _text:
         yield "`where` chooses rows by their fields, and text has none; take one of the two out."
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        yield "the name is not UTF-8; rename it."
 
 
 def as_listed(path: Path, split: str | None = None) -> LocalFile:
-    """Return a file below the data folder as it is now."""
+    """Return a file below the data folder as it is now. Raises `ConfigError` for a name that no table could hold."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ConfigError([f"{str(path)!r}: the name is not UTF-8; rename it."]) from None
     facts = path.stat()
     return LocalFile(path, path.relative_to(data_folder()).as_posix(), split, facts.st_size, facts.st_mtime_ns)
 
 
 def record_input(file: LocalFile) -> dict[str, Any]:
     """Return name, bytes and sha256 of a file that was read. Raises `OpenSpectraError` where it changed meanwhile."""
-    sha256 = sha256_of(file.path)
-    if as_listed(file.path, file.split) != file:
+    try:
+        sha256, is_same = sha256_of(file.path), as_listed(file.path, file.split) == file
+    except FileNotFoundError:
+        is_same = False
+    if not is_same:
         raise OpenSpectraError(f"{file.path}: changed while it was read; run the same command again.")
     return {"file": file.name, "bytes": file.bytes, "sha256": sha256}
 
@@ -95,37 +98,44 @@ def matching_files(pattern: str) -> list[Path]:
     `**` stands for any folders, linked ones too; what is hidden is no match, and what two links name counts once. Raises
     `OpenSpectraError` for a link to nothing and for a folder that may not be read, which `glob` passes over silently.
     """
-    parts = Path(pattern).parts
-    fixed = tuple(takewhile(lambda part: not glob.has_magic(part), parts))
-    base, wild = data_folder().joinpath(*fixed), parts[len(fixed) :]
-    paths = [path for path in _below(base, wild) if _matches(path.relative_to(base).parts, wild)] if wild else [base]
+    literal = data_folder() / pattern
+    try:
+        paths = [literal] if literal.is_file() else [*_expand(data_folder(), Path(pattern).parts, ())]
+        files = {path.resolve(): path for path in sorted(paths, reverse=True) if path.is_file()}
+    except OSError as error:
+        refuse_disk_error(error, error.filename or literal)
+        raise
+    return sorted(files.values())
+
+
+def _expand(folder: Path, parts: tuple[str, ...], above: tuple[Path, ...]) -> Iterator[Path]:
+    """Yield what a pattern names below `folder`; `above` are the real folders passed on the way, for links in a circle."""
+    if not parts or not folder.is_dir():
+        return
+    first, rest = parts[0], parts[1:]
+    real = folder.resolve()
+    if first == "**":
+        yield from _expand(folder, rest or ("*",), above)
+        if real not in above:
+            for path in _entries(folder, "*"):
+                yield from _expand(path, parts, (*above, real))
+        return
+    for path in _entries(folder, first):
+        if rest:
+            yield from _expand(path, rest, ())
+        else:
+            yield path
+
+
+def _entries(folder: Path, part: str) -> list[Path]:
+    """Return what one part of a pattern names in a folder, by name. Raises `OpenSpectraError` for a link to nothing."""
+    names = [part]
+    if glob.has_magic(part):
+        names = [name for name in os.listdir(folder) if name[0] != "." and fnmatch.fnmatchcase(name, part)]
+    paths = sorted(folder / name for name in names)
     if dead := [path for path in paths if path.is_symlink() and not path.exists()]:
         raise OpenSpectraError(f"{dead[0]}: a link to nothing; mend or remove it.")
-    return list({path.resolve(): path for path in sorted(paths, reverse=True) if path.is_file()}.values())[::-1]
-
-
-def _below(base: Path, wild: tuple[str, ...]) -> Iterator[Path]:
-    """Yield the visible files below `base`, as deep as the pattern reaches, each folder once."""
-
-    def refuse(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):  # no such folder: no match
-            refuse_disk_error(error, error.filename)
-
-    seen = set()
-    for folder, below, names in os.walk(base, onerror=refuse, followlinks=True):
-        real, depth = os.path.realpath(folder), len(Path(folder).relative_to(base).parts) + 1
-        yield from (Path(folder, name) for name in names if real not in seen and not name.startswith("."))
-        goes_on = real not in seen and ("**" in wild or depth < len(wild))  # links may lead in a circle
-        below[:] = sorted(name for name in below if not name.startswith(".")) if goes_on else []
-        seen.add(real)
-
-
-def _matches(parts: tuple[str, ...], wild: tuple[str, ...]) -> bool:
-    if not (parts and wild):
-        return not parts and wild in ((), ("**",))
-    if wild[0] == "**":
-        return _matches(parts, wild[1:]) or _matches(parts[1:], wild)
-    return fnmatch.fnmatchcase(parts[0], wild[0]) and _matches(parts[1:], wild[1:])
+    return paths
 
 
 def file_rows(config: ReadConfig, files: list[LocalFile]) -> Iterator[Row]:

@@ -65,8 +65,7 @@ def rows_of_table(
         column = column.cast(column.type.value_type)
     if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
         column = column.cast(pyarrow.large_binary())  # Arrow and Parquet promise UTF-8 and do not check it
-    values = column.to_pylist()
-    fields = table.select(keys).to_pylist() if keys else [{}] * len(values)
-    for number, (value, field) in enumerate(zip(values, fields, strict=True), first):
+    fields = table.select(keys).to_pylist() if keys else [{}] * table.num_rows
+    for number, (value, field) in enumerate(zip(column, fields, strict=True), first):
         if is_taken(field, source):
-            yield Row(f"{name}:{number}", value)
+            yield Row(f"{name}:{number}", value.as_py())

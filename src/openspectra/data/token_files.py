@@ -11,14 +11,14 @@ import numpy as np
 from openspectra.artifacts import Artifact
 from openspectra.data.config import TokenFilePartConfig
 from openspectra.data.local_files import data_folder
-from openspectra.data.shards import BlockHasher, IndexWriter, shard_record
+from openspectra.data.shards import BlockHasher, IndexWriter, dtype_for, shard_record
 from openspectra.data.tokenizer import end_of_text_id, fingerprint, load_tokenizer
 from openspectra.errors import ConfigError, OpenSpectraError
 
 WINDOW = 2**20
-"""Tokens that are looked at together for the end of a document."""
+"""Tokens that are looked at together."""
 MANY_IDS = 100
-"""So many ids of which every second is 0 are no text."""
+"""So many ids with a 0 after each are no text."""
 
 
 def index_token_file(config: TokenFilePartConfig, tokenizer: Artifact, folder: Path) -> dict[str, Any]:
@@ -41,7 +41,13 @@ def index_token_file(config: TokenFilePartConfig, tokenizer: Artifact, folder: P
         raise ConfigError([f"token_files.files.{source}: {path}: no such file; put it there or set OPENSPECTRA_DATA."])
     if path.stat().st_size % dtype.itemsize or not path.stat().st_size:
         raise OpenSpectraError(f"{path}: {path.stat().st_size} bytes are no {config.dtype} tokens; fetch it again.")
-    file = _TokenFile(path, name, source, dtype, end_of_text_id(tokenizer), load_tokenizer(tokenizer).get_vocab_size())
+    vocab_size = load_tokenizer(tokenizer).get_vocab_size()
+    if dtype.itemsize < dtype_for(vocab_size).itemsize:
+        raise ConfigError(
+            [f"token_files.dtype: {config.dtype} cannot hold the {vocab_size} entries of the vocabulary."]
+        )
+    file = _TokenFile(path, name, source, dtype, end_of_text_id(tokenizer), vocab_size)
+    file.check_width()
     size = len(file.tokens)
     border = file.document_after(round(size * (1 - config.valid_fraction)))
     splits, ended = {}, 0
@@ -76,10 +82,19 @@ class _TokenFile:
         """The ids, mapped: for looking here and there."""
         return np.memmap(self.path, dtype=self.dtype, mode="r")
 
+    def check_width(self) -> None:
+        """Raise `OpenSpectraError` for 4-byte ids read as 2-byte ones: each of their halves would be an id."""
+        beginning = self.tokens[:WINDOW]
+        if self.dtype.itemsize == 2 and np.count_nonzero(beginning[::2]) >= MANY_IDS and not beginning[1::2].any():
+            raise OpenSpectraError(
+                f"{self.path}: every second id is 0, as in a file of 4-byte ids; set token_files.dtype to uint32, or fetch "
+                "the file again."
+            )
+
     def read(self, start: int, count: int) -> np.ndarray:
         """Return ids, read: a mapped file counts as memory of this process as far as it has been looked at.
 
-        Raises `OpenSpectraError` for ids that the vocabulary does not have, and for 4-byte ids read as 2-byte ones.
+        Raises `OpenSpectraError` for ids that the vocabulary does not have.
         """
         block = np.fromfile(self.path, self.dtype, count, offset=start * self.dtype.itemsize)
         if int(block.max()) >= self.vocab_size:
@@ -88,16 +103,11 @@ class _TokenFile:
                 f"{self.path}: token {start + place} is {block[place]}, but the vocabulary has {self.vocab_size} entries; "
                 "check file, dtype and tokenizer."
             )
-        if self.dtype.itemsize == 2 and count >= MANY_IDS and not block[(start + 1) % 2 : MANY_IDS : 2].any():
-            raise OpenSpectraError(
-                f"{self.path}: every second id is 0, as in a file of 4-byte ids; set token_files.dtype to uint32, or fetch "
-                "the file again."
-            )
         return block
 
     def blocks(
         self, first: int, last: int, size: int, ended: int
-    ) -> Iterator[tuple[int, np.ndarray, list[tuple], int]]:
+    ) -> Iterator[tuple[int, np.ndarray, Iterator[tuple], int]]:
         """Yield the blocks of a split: first token, ids, rows of the index, and documents of the file that end by then.
 
         `ended` documents end before `first`. One that crosses into the next block stands in the rows of both.
@@ -106,15 +116,17 @@ class _TokenFile:
         for start in range(first, last, size):
             block = self.read(start, min(size, last - start))
             stop = start + len(block)
-            ends = (np.flatnonzero(block == self.end_of_text) + start + 1).tolist()
-            if not ends or ends[-1] < stop:
-                ends.append(min(last, self.document_after(stop)))
-            rows = []
-            for end in ends:
-                rows.append((f"{self.name}:{ended}", self.source, begin - first, end - begin))
-                if end <= stop:
-                    begin, ended = end, ended + 1
-            yield start, block, rows, ended
+            ends = np.flatnonzero(block == self.end_of_text) + start + 1
+            if not len(ends) or ends[-1] < stop:
+                ends = np.append(ends, min(last, self.document_after(stop)))
+            begins = np.append(begin, ends[:-1])
+            rows = (
+                (f"{self.name}:{ended + number}", self.source, int(of_row) - first, int(end - of_row))
+                for number, (of_row, end) in enumerate(zip(begins, ends, strict=True))
+            )
+            num_ended = int(np.count_nonzero(ends <= stop))
+            yield start, block, rows, ended + num_ended
+            begin, ended = (ends[num_ended - 1] if num_ended else begin), ended + num_ended
 
     def document_after(self, start: int) -> int:
         """Return the place after the first end-of-text at or behind `start - 1`, or the number of tokens."""

@@ -48,7 +48,8 @@ def data_card(artifacts: Iterable[Artifact]) -> DataCard | None:
     corpus = next((a for a in artifacts if any(record.path == CARD for record in a.manifest.files)), None)
     if corpus is None:
         tokens = next((a for a in artifacts if a.manifest.stage == "tokens"), None)
-        return tokens and _token_files(parts_of(tokens.parents("token_part"), "token_part"))
+        parts = parts_of(tokens.parents("token_part"), "token_part") if tokens else []
+        return _token_files(parts) if parts else None
     card = card_of(corpus)
     table = _table(card, artifacts)
     totals = {split: merged(source["splits"][split] for source in card.values()) for split in SPLITS}
