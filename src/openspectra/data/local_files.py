@@ -101,7 +101,8 @@ def matching_files(pattern: str) -> list[Path]:
     literal = data_folder() / pattern
     try:
         paths = [literal] if literal.is_file() else [*_expand(data_folder(), Path(pattern).parts, ())]
-        files = {path.resolve(): path for path in sorted(paths, reverse=True) if path.is_file()}
+        last_stays = sorted(sorted(paths, reverse=True), key=lambda path: -len(path.parts))  # the shorter of two names
+        files = {path.resolve(): path for path in last_stays if path.is_file()}
     except OSError as error:
         refuse_disk_error(error, error.filename or literal)
         raise
