@@ -203,7 +203,7 @@ def _shares(config: PartConfig, sources: Artifact) -> dict[str, float]:
     size = {name: source["bytes"] for name, source in sources.manifest.metrics.items()}
     if config.weights is None:
         return dict.fromkeys(size, config.sample_fraction)
-    wanted = {name: config.weights[name] / size[name] for name in size if size[name]}
+    wanted = {name: config.weights[name] / size[name] for name in size}
     return {name: config.sample_fraction * share / max(wanted.values()) for name, share in wanted.items()}
 
 

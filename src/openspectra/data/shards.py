@@ -19,6 +19,7 @@ TYPE_CODES = {"<u2": "H", "<u4": "I"}
 """Array types by dtype; they refuse an id that does not fit, where a cast would wrap it."""
 INDEX_COLUMNS = ("document_id", "source", "first_token", "num_tokens")
 INDEX_ROWS = 100_000
+"""Rows of an index that wait in memory before they are written."""
 BLOCK_BYTES = 2**20
 """Bytes of a shard that share a hash."""
 DIGEST_BYTES = hashlib.sha256().digest_size
