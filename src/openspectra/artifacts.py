@@ -73,13 +73,28 @@ class Artifact:
 
     def file(self, name: str) -> Path:
         """Return the path of file `name`. Raises `DamagedArtifactError` where it is missing or differs."""
+        _check_file(self.folder, self.record(name))
+        return self.folder / name
+
+    def has(self, name: str) -> bool:
+        """Return whether the manifest lists file `name`."""
+        return any(record.path == name for record in self.manifest.files)
+
+    def record(self, name: str) -> FileRecord:
+        """Return what the manifest says of file `name`. Raises `DamagedArtifactError` where it does not list it."""
         for record in self.manifest.files:
             if record.path == name:
-                _check_file(self.folder, record)
-                return self.folder / name
+                return record
         raise DamagedArtifactError(
             f"{self.folder / name}: not listed in {MANIFEST}; rerun the {self.manifest.stage} stage."
         )
+
+    def rows(self, name: str) -> list[dict[str, str]]:
+        """Return the rows of a CSV, checked as `file` does; none where the artifact has no such file."""
+        if not self.has(name):
+            return []
+        with self.file(name).open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
 
     def parents(self, stage: str) -> list["Artifact"]:
         """Return the parents of one stage. Raises `DamagedArtifactError` where one is missing or was made anew since."""
@@ -122,6 +137,18 @@ def open_artifact(folder: Path, stage: str | None = None) -> Artifact:
             f"{path}: made by stage `{manifest.stage}`, but `{stage}` is needed here; check the path."
         )
     return Artifact(folder, manifest, hashlib.sha256(content).hexdigest())
+
+
+def parts_of(artifacts: Iterable[Artifact], stage: str) -> list[Artifact]:
+    """Return the parts (`part` or `token_part`) among `artifacts`, in order."""
+    parts = [artifact for artifact in artifacts if artifact.manifest.stage == stage]
+    return sorted(parts, key=lambda part: part.manifest.config["part"])
+
+
+def role_of(artifact: Artifact) -> str:
+    """Return the role of a part, or of a source's job, among the parents of what is made from many."""
+    config = artifact.manifest.config
+    return f"part_{config['part']:05d}" if "part" in config else f"source_{config['name']}_{config['job']:05d}"
 
 
 def verify_tree(root: Path) -> list[Artifact]:

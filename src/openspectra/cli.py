@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -125,29 +126,22 @@ def tokenize(
 
 @app.command()
 def tokens(
-    parts: Annotated[list[Path] | None, typer.Argument(help="Token parts.")] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="Resolved config of this stage (JSON).")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the artifact to write.")] = None,
-    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", help="Tokenizer artifact.")] = None,
+    config: Config,
+    out: Out,
+    tokenizer: Tokenizer,
+    parts: Artifacts,
     corpus: Annotated[Path | None, typer.Option("--corpus", help="Corpus artifact; none for ready tokens.")] = None,
     log: Log = None,
-    study: Annotated[
-        str | None, typer.Option("--study", help="Instead: show text that models of this study read.")
-    ] = None,
-    step: Annotated[int | None, typer.Option("--step", help="With --study: the step whose text to print.")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="With --study: the model, where batches differ.")] = None,
 ) -> None:
-    """List the token shards of one split over all parts, in order; or print the text of one training step."""
-    if study is not None and step is not None:
-        _print_step(study, step, model)
-        return
-    if not (config and out and tokenizer and parts):
-        raise typer.BadParameter("give --config, --out, --tokenizer and parts; or --study and --step.")
+    """List the token shards of one split over all parts, in order."""
     from openspectra.data.config import TokensConfig
     from openspectra.data.tokenizing import build_tokens
 
+    def run(config, tokenizer, parts, folder, corpus=None):  # the corpus stands in the lineage, and is not read
+        return build_tokens(config, tokenizer, parts, folder)
+
     parents = {"tokenizer": (tokenizer, "tokenizer")} | ({"corpus": (corpus, "corpus")} if corpus else {})
-    _run_stage("tokens", TokensConfig, config, out, log, parents, build_tokens, many=parts)
+    _run_stage("tokens", TokensConfig, config, out, log, parents, run, many=parts)
 
 
 @app.command()
@@ -174,9 +168,7 @@ def contamination(
     from openspectra.data.config import ContaminationConfig
     from openspectra.data.contamination import check_contamination
 
-    def run(config, *parents, folder):
-        return check_contamination(config, *parents, folder=folder, num_processes=threads)
-
+    run = partial(check_contamination, num_processes=threads)
     parents = {"corpus": (corpus, "corpus")} | ({"tasks": (tasks, "tasks")} if tasks else {})
     parents |= {"benchmarks": (benchmarks, "benchmarks")} if benchmarks else {}
     _run_stage("contamination", ContaminationConfig, config, out, log, parents, run)
@@ -345,13 +337,36 @@ def why(path: Annotated[Path, typer.Argument(help="Artifact.")]) -> None:
 
 
 @app.command()
+def step(
+    study: Annotated[str, typer.Argument(help="Name of the study.")],
+    number: Annotated[int, typer.Argument(metavar="STEP", help="Training step, from 1.")],
+    model: Annotated[str | None, typer.Option("--model", help="The model, where batches differ by family.")] = None,
+) -> None:
+    """Print the very text that a training step read, and the documents it comes from."""
+    from openspectra.artifacts import open_artifact
+    from openspectra.errors import ConfigError
+    from openspectra.study import load_study
+    from openspectra.training.steps import describe_step
+
+    runs = load_study(Path("studies", f"{study}.yaml")).pretrained
+    if model is None and len({run.global_batch_size for run in runs.values()}) > 1:
+        raise ConfigError([f"--model: batches of study {study} differ by family; name one of {', '.join(runs)}."])
+    if model is not None and model not in runs:
+        raise ConfigError([f"--model: {model!r} is not trained in study {study}; name one of {', '.join(runs)}."])
+    results = Path("results", study)
+    train, tokenizer = open_artifact(results / "tokens/train", "tokens"), open_artifact(results / "tokenizer")
+    for line in describe_step(runs[model or next(iter(runs))], number, train, tokenizer):
+        typer.echo(line)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of study files, for editors that complete and check them."""
     import json
 
-    from openspectra.study import Study
+    from openspectra.study_file import StudyFile
 
-    typer.echo(json.dumps(Study.model_json_schema(), indent=2))
+    typer.echo(json.dumps(StudyFile.model_json_schema(), indent=2))
 
 
 def main() -> None:
@@ -385,36 +400,20 @@ def _run_stage(
 ):
     """Read config and parents, run the stage into a draft, publish it in `out`.
 
-    `parents` gives path and stage by role; `many` are parts, which know their role. `update` goes into the config.
+    `parents` gives path and stage by role, the name under which `run` takes each; `many` are parts, which know their
+    role and are taken as `parts`. `update` goes into the config.
     """
-    from openspectra.artifacts import open_artifact, write_artifact
+    from openspectra.artifacts import open_artifact, role_of, write_artifact
     from openspectra.config import read_config
-    from openspectra.data.corpus import role_of
 
     with _session(log):
         resolved = read_config(config_type, config).model_copy(update=update)
         opened = {role: open_artifact(path, parent_stage) for role, (path, parent_stage) in parents.items()}
-        opened |= {role_of(artifact): artifact for artifact in map(open_artifact, many)}
-        with write_artifact(out, stage, resolved, opened) as draft:
-            draft.metrics |= run(resolved, *opened.values(), folder=draft.folder)
+        parts = [open_artifact(path) for path in many]
+        given = opened | ({"parts": parts} if parts else {})
+        with write_artifact(out, stage, resolved, opened | {role_of(part): part for part in parts}) as draft:
+            draft.metrics |= run(resolved, **given, folder=draft.folder)
         logger.info("%s: done, in %s", stage, out)
-
-
-def _print_step(study: str, step: int, model: str | None) -> None:
-    from openspectra.artifacts import open_artifact
-    from openspectra.errors import ConfigError
-    from openspectra.study import load_study
-    from openspectra.training.steps import describe_step
-
-    runs = load_study(Path("studies", f"{study}.yaml")).pretrained
-    if model is None and len({run.global_batch_size for run in runs.values()}) > 1:
-        raise ConfigError([f"--model: batches of study {study} differ by family; name one of {', '.join(runs)}."])
-    if model is not None and model not in runs:
-        raise ConfigError([f"--model: {model!r} is not trained in study {study}; name one of {', '.join(runs)}."])
-    results = Path("results", study)
-    train, tokenizer = open_artifact(results / "tokens/train", "tokens"), open_artifact(results / "tokenizer")
-    for line in describe_step(runs[model or next(iter(runs))], step, train, tokenizer):
-        typer.echo(line)
 
 
 def _set_threads(threads: int) -> None:

@@ -49,3 +49,9 @@ class ModelId:
     def float_parent(self) -> "ModelId":
         """The FloatLM of the same size, variant and step: what a QuantLM is made from, and what every gap is to."""
         return replace(self, family="floatlm", bits=None, calibration=None)
+
+
+def rate_label(rate: float) -> str:
+    """Return a rate as it stands in model ids: 0.004 -> `4e-3`."""
+    mantissa, exponent = f"{rate:.6e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"

@@ -1,4 +1,4 @@
-"""A study: one YAML file that says what is computed, and the resolved config of every stage that follows from it.
+"""From a study file to the resolved config of every stage.
 
 Each stage gets only the keys it reads, so a changed task list re-evaluates and never retrains.
 """
@@ -8,218 +8,45 @@ import itertools
 import math
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError
 
-from openspectra.config import Config, Fraction, PositiveInt, Rate, Seed, describe_problems, validate
+from openspectra.config import Config, describe_problems, validate
 from openspectra.data.config import (
     ContaminationConfig,
-    CorpusConfig,
     PartConfig,
     ReadConfig,
     SourcesConfig,
     Split,
     TokenFilePartConfig,
-    TokenFilesConfig,
-    TokenizerConfig,
     TokenPartConfig,
     TokensConfig,
 )
 from openspectra.errors import ConfigError
-from openspectra.evaluation.config import BUILT_TASKS, BenchmarksConfig, EvaluateConfig, TasksConfig
+from openspectra.evaluation.config import BUILT_TASKS, BenchmarksConfig
 from openspectra.model.config import LlamaShape
-from openspectra.model_ids import QUANTLM, ModelId
-from openspectra.quantization.config import Bits, QuantizeConfig
+from openspectra.model_ids import QUANTLM, ModelId, rate_label
+from openspectra.quantization.config import QuantizeConfig
 from openspectra.reporting.config import ReportConfig
 from openspectra.strict_yaml import read_yaml
-from openspectra.training.config import FamilyName, Precision, PretrainConfig
-
-SizeLabel = Annotated[str, Field(pattern=r"^[0-9A-Za-z]+(\.[0-9]+)?[A-Za-z]?$", max_length=16)]
+from openspectra.study_file import (
+    Intervention,
+    PeakRates,
+    QuantizationConfig,
+    RatesTable,
+    SizeConfig,
+    SizeLabel,
+    StudyFile,
+)
+from openspectra.training.config import FamilyName, PretrainConfig
 
 VOCAB_MULTIPLE = 128
 """Rows of the embedding are padded to a multiple of this times scales_per_matrix (paper, vocabulary rule)."""
 
 
-class SizeConfig(Config):
-    """One row of the model table; the label of the row is its key."""
-
-    hidden_size: PositiveInt
-    intermediate_size: PositiveInt
-    num_hidden_layers: PositiveInt
-    num_attention_heads: PositiveInt
-    scales_per_matrix: PositiveInt = 1
-    """Scales of a ternary matrix: the MP column of the published model table."""
-
-
-class RatesTable(Config):
-    """Peak rates read from the result table of a sweep: per family and size the one with the lowest validation loss."""
-
-    table: Annotated[str, Field(min_length=1)]
-    """CSV with columns family, size, peak_lr and valid_loss, relative to the project's folder."""
-
-
-PeakRates = RatesTable | dict[SizeLabel, Rate | Annotated[list[Rate], Field(min_length=1)]]
-"""A table, or a rate per size; a list of rates makes one variant per rate (`trilm/0.4M+lr4e-3`)."""
-
-
-Intervention = Literal["both", "only-lr-drop", "only-decay-stop", "none"]
-"""The four schedules of the paper's ablation; all but `both` are part of the model id (`trilm/1.1B+only-lr-drop`)."""
-
-
-class LrDrop(Config):
-    """The mid-run drop of the peak learning rate (paper, TriLM schedule)."""
-
-    at: Fraction
-    """Share of the steps after which the lower peak holds."""
-    to: Fraction | dict[SizeLabel, Rate]
-    """The lower peak: a rate per size, or one factor for all sizes."""
-
-
-class FamilyConfig(Config):
-    """The recipe of a family."""
-
-    schedule: Literal["cosine", "linear"]
-    batch_tokens: PositiveInt
-    """Tokens per optimizer step: a multiple of `training.sequence_length`."""
-    micro_batch_size: PositiveInt
-    """Sequences per forward and backward pass."""
-    peak_lr: PeakRates
-    min_lr_fraction: Fraction = 0.0
-    """Last learning rate of a cosine schedule, as a share of its peak."""
-    lr_drop: LrDrop | None = None
-    weight_decay: Fraction
-    weight_decay_stop_at: Fraction | None = None
-    """Share of the steps after which weight decay is off."""
-    interventions: Annotated[list[Intervention], Field(min_length=1)] = ["both"]
-    """Which of `lr_drop` and `weight_decay_stop_at` take place; several make one variant each (paper, ablation)."""
-
-    @model_validator(mode="after")
-    def _interventions_exist(self):
-        if self.interventions != ["both"] and not (self.lr_drop and self.weight_decay_stop_at is not None):
-            raise ValueError(
-                f"`interventions` chooses among `lr_drop` and `weight_decay_stop_at`; got {self.interventions} without both."
-            )
-        return self
-
-
-class TrainingConfig(Config):
-    """What all families share, so that they are twins."""
-
-    total_tokens: PositiveInt
-    """Tokens each model sees."""
-    sequence_length: PositiveInt
-    initializer_range: Rate
-    """Standard deviation of the initial normal draw of every matrix."""
-    precision: Precision
-    warmup_fraction: Fraction
-    """Share of the steps until the peak learning rate is reached."""
-    adam_betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
-    adam_eps: Rate
-    gradient_clip_norm: Annotated[float, Field(gt=0)]
-    checkpoints_per_run: PositiveInt
-    validations_per_run: PositiveInt
-    valid_sequences: PositiveInt
-    """Sequences of the valid split in each validation."""
-    log_every_steps: PositiveInt
-    export_dtype: Literal["float32", "float16"]
-
-
-class QuantizationConfig(Config):
-    """The QuantLMs: GPTQ of every FloatLM at each width."""
-
-    bits: Annotated[list[Bits], Field(min_length=1)]
-    group_size: dict[Bits, Annotated[int, Field(ge=-1)]]
-    """Weights of a row that share a scale, by width; -1: the whole row."""
-    num_calibration_samples: PositiveInt
-    calibration_sequence_length: PositiveInt
-    num_calibration_sets: PositiveInt = 1
-    """Disjoint sets per width: the first gives `quantlm/<size>-<bits>bit`, the others `...-c1`, `...-c2`."""
-
-    @model_validator(mode="after")
-    def _complete(self):
-        missing = sorted(set(self.bits) - set(self.group_size))
-        if missing:
-            raise ValueError(f"`group_size` needs an entry for every width in `bits`; got none for {missing}.")
-        return self
-
-
-class EvaluationConfig(Config):
-    """Benchmarks built from the test split, and the suites of tasks that are run on every model."""
-
-    built_tasks: TasksConfig | None = None
-    suites: Annotated[dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], EvaluateConfig], Field(min_length=1)]
-
-
-class Study(Config):
-    """Everything that is computed. Threads, memory and folders are not here: they never change a number."""
-
-    title: str
-    seed: Seed
-    """Seeds the initial draw and the order of text (equal for all families), calibration, tasks and resampling."""
-    base: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")] | None = None
-    """Study whose top-level keys hold where this file does not give them."""
-    corpus: CorpusConfig | None = None
-    """Text; or give `token_files`."""
-    token_files: TokenFilesConfig | None = None
-    """Text that is tokens already, in place of `corpus`."""
-    tokenizer: TokenizerConfig
-    training: TrainingConfig
-    families: Annotated[dict[FamilyName, FamilyConfig], Field(min_length=1)]
-    sizes: Annotated[dict[SizeLabel, SizeConfig], Field(min_length=1)]
-    quantization: QuantizationConfig | None = None
-    evaluation: EvaluationConfig | None = None
-    """Left out in a sweep, which must not see the test split."""
-    num_resamples: PositiveInt = 2000
-    """Bootstrap resamples of test documents behind every interval of the report."""
-
-    @model_validator(mode="after")
-    def _text_is_given(self):
-        if (self.corpus is None) == (self.token_files is None):
-            raise ValueError("give `corpus` (text) or `token_files` (ready tokens), and not both.")
-        if self.token_files and not self.tokenizer.file:
-            raise ValueError("`token_files` need `tokenizer.file`, the tokenizer that made them; name it.")
-        if self.token_files and self.evaluation and self.evaluation.built_tasks:
-            raise ValueError(
-                "evaluation.built_tasks needs `corpus`, from whose test split it builds; drop one of them."
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _built_tasks_are_built(self):
-        if self.evaluation:
-            built = self.evaluation.built_tasks.tasks if self.evaluation.built_tasks else []
-            for name, suite in self.evaluation.suites.items():
-                if absent := [task for task in suite.tasks if task in BUILT_TASKS and task not in built]:
-                    raise ValueError(
-                        f"evaluation.suites.{name}.tasks: {', '.join(absent)} must be built; add to evaluation.built_tasks.tasks."
-                    )
-        return self
-
-    @model_validator(mode="after")
-    def _sizes_exist(self):
-        length = self.training.sequence_length
-        for name, family in self.families.items():
-            if family.batch_tokens % length:
-                raise ValueError(
-                    f"families.{name}.batch_tokens must be a multiple of training.sequence_length, {length}; "
-                    f"got {family.batch_tokens}. The next one is {-(-family.batch_tokens // length) * length}."
-                )
-            rates = {"peak_lr": family.peak_lr, "lr_drop.to": family.lr_drop and family.lr_drop.to}
-            for key, by_size in rates.items():
-                if isinstance(by_size, dict) and set(by_size) != set(self.sizes):
-                    unknown, missing = sorted(set(by_size) - set(self.sizes)), sorted(set(self.sizes) - set(by_size))
-                    raise ValueError(
-                        f"families.{name}.{key} must have one entry for each of `sizes` ({', '.join(self.sizes)}); "
-                        f"unknown: {unknown}, missing: {missing}."
-                    )
-        if len(rates_tables(self)) > 1:
-            raise ValueError(f"families must take their rates from one table; got {rates_tables(self)}.")
-        if self.quantization and "floatlm" not in self.families:
-            raise ValueError(
-                "`quantization` needs family `floatlm`, which it quantizes; add it or drop `quantization`."
-            )
-        return self
+class Study(StudyFile):
+    """A study file, and everything that follows from it: model ids, and the resolved config of each stage."""
 
     @cached_property
     def rates(self) -> dict[tuple[str, str], list[float]]:
@@ -400,12 +227,6 @@ def load_study(path: Path) -> Study:
     return study
 
 
-def rates_tables(study: Study) -> list[str]:
-    """Return the paths of the sweep tables that the study takes its rates from."""
-    rates = [family.peak_lr for family in study.families.values()]
-    return sorted({choice.table for choice in rates if isinstance(choice, RatesTable)})
-
-
 def resolved_configs(study: Study, name: str) -> dict[str, Config]:
     """Return every stage config of the study called `name`, by the path of its artifact below `results/<name>`."""
     configs = study.data_configs | study.pretrained | study.quantized
@@ -414,12 +235,6 @@ def resolved_configs(study: Study, name: str) -> dict[str, Config]:
             configs["tasks"] = study.evaluation.built_tasks
         configs |= {f"evaluation/{suite}": config for suite, config in study.evaluation.suites.items()}
     return configs | {"report": study.report_config(name)}
-
-
-def rate_label(rate: float) -> str:
-    """Return a rate as it stands in model ids: 0.004 -> `4e-3`."""
-    mantissa, exponent = f"{rate:.6e}".split("e")
-    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def _with_base(path: Path) -> Any:

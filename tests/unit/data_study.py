@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from openspectra.artifacts import Artifact, open_artifact, write_artifact
+from openspectra.artifacts import Artifact, open_artifact, role_of, write_artifact
 from openspectra.config import Config
-from openspectra.data.corpus import build_corpus, build_part, list_sources, role_of
+from openspectra.data.corpus import build_corpus, build_part, list_sources
 from openspectra.data.read import read_source
 from openspectra.data.token_files import index_token_file
 from openspectra.data.tokenizer import build_tokenizer
@@ -49,7 +49,7 @@ class DataStudy:
         return self._make(f"sources/parts/{name}/{job}", "source", config, read_source)
 
     def list_sources(self, *jobs: Artifact) -> Artifact:
-        return self._make("sources", "sources", self._config("sources"), list_sources, *jobs)
+        return self._make("sources", "sources", self._config("sources"), list_sources, parts=jobs)
 
     def read(self) -> Artifact:
         return self.list_sources(*(self.read_job(name, job) for name, job in self.study.source_jobs))
@@ -57,13 +57,14 @@ class DataStudy:
     def corpus(self) -> Artifact:
         sources = self.read()
         parts = [
-            self._make(f"corpus/parts/{n}", "part", self._config("corpus/parts", part=n), build_part, sources)
+            self._make(f"corpus/parts/{n}", "part", self._config("corpus/parts", part=n), build_part, sources=sources)
             for n in range(self.study.num_parts)
         ]
-        return self._make("corpus", "corpus", self._config("corpus"), build_corpus, sources, *parts)
+        return self._make("corpus", "corpus", self._config("corpus"), build_corpus, sources=sources, parts=parts)
 
     def tokenizer(self, *corpus: Artifact) -> Artifact:
-        return self._make("tokenizer", "tokenizer", self._config("tokenizer"), build_tokenizer, *corpus)
+        inputs = {"corpus": corpus[0]} if corpus else {}
+        return self._make("tokenizer", "tokenizer", self._config("tokenizer"), build_tokenizer, **inputs)
 
     def tokens(self, split: str = "train") -> Artifact:
         corpus = [self.corpus()] if self.study.corpus else []
@@ -71,21 +72,19 @@ class DataStudy:
         parts = []
         for number in range(self.study.num_parts):
             config = self._config("tokens/parts", part=number)
-            inputs = [open_artifact(self.folder / f"corpus/parts/{number}")] if corpus else []
+            inputs = {"part": open_artifact(self.folder / f"corpus/parts/{number}")} if corpus else {}
             stage = build_token_part if corpus else index_token_file
-            parts.append(self._make(f"tokens/parts/{number}", "token_part", config, stage, *inputs, tokenizer))
-        return self._make(f"tokens/{split}", "tokens", self._config(f"tokens/{split}"), build_tokens, tokenizer, *parts)
+            parts.append(
+                self._make(f"tokens/parts/{number}", "token_part", config, stage, **inputs, tokenizer=tokenizer)
+            )
+        config = self._config(f"tokens/{split}")
+        return self._make(f"tokens/{split}", "tokens", config, build_tokens, tokenizer=tokenizer, parts=parts)
 
     def _config(self, key: str, **update: int) -> Config:
         return self.configs[key].model_copy(update=update)
 
-    def _make(self, path: str, stage: str, config: Config, function, *inputs: Artifact) -> Artifact:
-        roles = {
-            role_of(artifact)
-            if artifact.manifest.stage in ("source", "part", "token_part")
-            else artifact.manifest.stage: artifact
-            for artifact in inputs
-        }
-        with write_artifact(self.folder / path, stage, config, roles) as draft:
-            draft.metrics |= function(config, *inputs, folder=draft.folder)
+    def _make(self, path: str, stage: str, config: Config, function, parts=(), **inputs: Artifact) -> Artifact:
+        given = inputs | ({"parts": list(parts)} if parts else {})
+        with write_artifact(self.folder / path, stage, config, inputs | {role_of(p): p for p in parts}) as draft:
+            draft.metrics |= function(config, **given, folder=draft.folder)
         return open_artifact(self.folder / path, stage)

@@ -63,7 +63,7 @@ def model(project, texts) -> Artifact:
 def evaluated(project, model, tasks) -> Path:
     folder = project / "evaluated"
     folder.mkdir()
-    summary = evaluate(CONFIG, model, tasks, folder)
+    summary = evaluate(CONFIG, model, folder, tasks)
     write_json(folder / "summary.json", summary)
     return folder
 
@@ -229,7 +229,7 @@ def test_summary_holds_every_score(evaluated):
 
 
 def test_evaluate_twice_gives_equal_bytes_and_no_path(evaluated, model, tasks, tmp_path):
-    evaluate(CONFIG, model, tasks, tmp_path)
+    evaluate(CONFIG, model, tmp_path, tasks)
     for name in ("scores.csv", "documents.csv", "items.csv"):
         content = (tmp_path / name).read_bytes()
         assert content == (evaluated / name).read_bytes()
@@ -237,13 +237,13 @@ def test_evaluate_twice_gives_equal_bytes_and_no_path(evaluated, model, tasks, t
 
 
 def test_score_of_a_task_does_not_depend_on_its_neighbours(evaluated, model, tasks, tmp_path):
-    evaluate(CONFIG.model_copy(update={"tasks": ["continuation"]}), model, tasks, tmp_path)
+    evaluate(CONFIG.model_copy(update={"tasks": ["continuation"]}), model, tmp_path, tasks)
     assert rows_of(tmp_path / "scores.csv") == rows_of(evaluated / "scores.csv", task="continuation")
     assert (tmp_path / "documents.csv").read_text() == "task,document_id,num_tokens,num_bytes,log_likelihood\n"
 
 
 def test_limit_scores_the_first_items(evaluated, model, tasks, tmp_path):
-    evaluate(CONFIG.model_copy(update={"tasks": ["cloze"], "limit": 2}), model, tasks, tmp_path)
+    evaluate(CONFIG.model_copy(update={"tasks": ["cloze"], "limit": 2}), model, tmp_path, tasks)
     rows = rows_of(tmp_path / "items.csv")
     assert [row["item_id"] for row in rows] == ["cloze-00000", "cloze-00001"]
     assert rows_of(tmp_path / "scores.csv", metric="acc")[0]["num_samples"] == "2"
@@ -257,7 +257,7 @@ def test_rebuilt_tasks_are_read_anew_even_with_equal_path_and_time(model, texts,
         os.utime(tasks.folder / "minimal_pairs.jsonl", (10**9, 10**9))
         out = tmp_path / str(seed)
         out.mkdir()
-        evaluate(config, model, tasks, out)
+        evaluate(config, model, out, tasks)
         answers.append([row["log_likelihoods"] for row in rows_of(out / "items.csv")])
     assert answers[0] != answers[1]
 
@@ -265,9 +265,9 @@ def test_rebuilt_tasks_are_read_anew_even_with_equal_path_and_time(model, texts,
 def test_model_that_computes_nan_is_an_error_naming_model_and_task(texts, tasks, tmp_path):
     broken = make_model(tmp_path / "model", texts, fill_head=math.nan)
     with pytest.raises(OpenSpectraError, match=f"{MODEL_ID}: minimal_pairs: log-likelihood is nan"):
-        evaluate(CONFIG.model_copy(update={"tasks": ["minimal_pairs"]}), broken, tasks, tmp_path)
+        evaluate(CONFIG.model_copy(update={"tasks": ["minimal_pairs"]}), broken, tmp_path, tasks)
     with pytest.raises(OpenSpectraError, match=f"{MODEL_ID}: held_out_text: .*nan"):
-        evaluate(CONFIG.model_copy(update={"tasks": ["held_out_text"]}), broken, tasks, tmp_path)
+        evaluate(CONFIG.model_copy(update={"tasks": ["held_out_text"]}), broken, tmp_path, tasks)
     assert not (tmp_path / "scores.csv").exists()
 
 
@@ -282,7 +282,7 @@ def test_perplexity_beyond_numbers_is_an_error_naming_model_and_task(texts, task
             (draft.folder / record.path).write_bytes((wild.folder / record.path).read_bytes())
         save_file(weights, draft.folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(OpenSpectraError, match="wild: cloze: a perplexity is too large"):
-        evaluate(CONFIG.model_copy(update={"tasks": ["cloze"]}), open_artifact(tmp_path / "wild"), tasks, tmp_path)
+        evaluate(CONFIG.model_copy(update={"tasks": ["cloze"]}), open_artifact(tmp_path / "wild"), tmp_path, tasks)
 
 
 def test_unknown_task_names_the_nearest_one(model, tasks, tmp_path, monkeypatch):
@@ -297,7 +297,7 @@ def test_unknown_task_names_the_nearest_one(model, tasks, tmp_path, monkeypatch)
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", without_defaults)
     config = CONFIG.model_copy(update={"tasks": ["clozes", "zebra", "continuation", "continuation"]})
     with pytest.raises(ConfigError) as caught:
-        evaluate(config, model, tasks, tmp_path)
+        evaluate(config, model, tmp_path, tasks)
     assert caught.value.problems == [
         "evaluate.tasks: 'continuation' is named twice; name it once.",
         "evaluate.tasks: 'clozes': no such task; did you mean `cloze`?",
@@ -315,7 +315,7 @@ def test_text_longer_than_the_context_is_an_error(model, texts, project, tmp_pat
         (draft.folder / "minimal_pairs.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     with pytest.raises(OpenSpectraError, match=f"reads at most {MAX_LENGTH} tokens"):
         evaluate(
-            CONFIG.model_copy(update={"tasks": ["minimal_pairs"]}), model, open_artifact(tmp_path / "long"), tmp_path
+            CONFIG.model_copy(update={"tasks": ["minimal_pairs"]}), model, tmp_path, open_artifact(tmp_path / "long")
         )
 
 
@@ -327,7 +327,7 @@ def test_altered_input_is_refused(texts, which, name, tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
     with pytest.raises(DamagedArtifactError, match=name):
-        evaluate(CONFIG, model, tasks, tmp_path)
+        evaluate(CONFIG, model, tmp_path, tasks)
 
 
 def test_importing_the_stage_loads_no_heavy_package():
@@ -346,7 +346,7 @@ def test_task_of_lm_eval_without_cached_data_names_the_remedy(model, tasks, tmp_
     for constant in ("huggingface_hub.constants.HF_HUB_OFFLINE", "datasets.config.HF_HUB_OFFLINE"):
         monkeypatch.setattr(constant, True)  # read from the environment at import, perhaps by another test
     with pytest.raises(OpenSpectraError, match="arc_easy: its data are not in the cache .*snakemake prefetch"):
-        evaluate(CONFIG.model_copy(update={"tasks": ["arc_easy"]}), model, tasks, tmp_path)
+        evaluate(CONFIG.model_copy(update={"tasks": ["arc_easy"]}), model, tmp_path, tasks)
 
 
 @pytest.mark.slow

@@ -189,7 +189,7 @@ def test_round_ticks_are_few_and_inside(low, high):
 
 def test_command_line_modules_import_nothing_heavy():
     heavy = "{'pandas', 'matplotlib', 'mlflow', 'torch'} & set(sys.modules)"
-    code = f"import sys, openspectra.tracking.sync, openspectra.reporting.identity; sys.exit(str({heavy} or ''))"
+    code = f"import sys, openspectra.tracking.sync, openspectra.identity; sys.exit(str({heavy} or ''))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.stderr.strip() == ""
 

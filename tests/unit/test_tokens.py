@@ -240,7 +240,7 @@ def test_part_of_another_tokenizer_is_refused(made, tmp_path, monkeypatch):
     config = study.configs["tokens/train"]
     part = open_artifact(folder / "tokens/parts/0")
     with pytest.raises(DamagedArtifactError, match=r"parts/0: made with tokenizer .*; tokenize this part again"):
-        tokenizing_module.build_tokens(config, tokenizer, part, folder=tmp_path)
+        tokenizing_module.build_tokens(config, tokenizer, [part], folder=tmp_path)
 
 
 def test_tokenizer_is_trained_on_the_beginning_of_a_large_split(made, tmp_path, monkeypatch):

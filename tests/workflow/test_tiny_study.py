@@ -74,7 +74,7 @@ def test_text_of_a_step_is_the_text_that_was_read(tiny):
         "import sys; from openspectra import cli; cli.app(sys.argv[1:], standalone_mode=False); "
         "assert not {'torch', 'pandas', 'datasets'} & set(sys.modules), 'too slow: a second is the limit'"
     )
-    arguments = ("tokens", "--study", "tiny", "--step", "7")
+    arguments = ("step", "tiny", "7")
     told = run(sys.executable, "-c", code, *arguments, cwd=tiny)
     assert told.returncode == 0, told.stdout
     assert told.stdout.startswith("step 7 of 40: 4 sequences of 128 tokens")
@@ -87,7 +87,7 @@ def test_text_of_a_step_is_the_text_that_was_read(tiny):
         assert decoder.decode(sample.tolist(), skip_special_tokens=False) in told.stdout
     beyond = run("openspectra", *arguments[:-1], "41", cwd=tiny)
     assert beyond.returncode == 2
-    assert "--step: floatlm/2L has steps 1 to 40; got 41" in beyond.stdout
+    assert "step: floatlm/2L has steps 1 to 40; got 41" in beyond.stdout
 
 
 def test_mlflow_holds_one_run_per_artifact(tiny):

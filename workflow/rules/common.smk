@@ -6,7 +6,7 @@ from pathlib import Path
 from openspectra.errors import ConfigError
 from openspectra.model_ids import ModelId
 from openspectra.stage_versions import STAGE_VERSIONS
-from openspectra.study import load_study, rates_tables, resolved_configs
+from openspectra.study import load_study, resolved_configs
 
 NAME = str(config.get("study"))
 if set(config) != {"study"} or not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", NAME):

@@ -13,14 +13,14 @@ rule render_report:
     input:
         config=f"{RESULTS}/configs/report.json",
         artifacts=REPORTED,
-        rates=rates_tables(STUDY),
+        rates=STUDY.rates_tables,
     output:
         f"{REPORTS}/manifest.json",
     log:
         f"{LOGS}/render_report.log",
     params:
         stage_version=STAGE_VERSIONS["report"],
-        rates=[f"--rates {path}" for path in rates_tables(STUDY)],
+        rates=[f"--rates {path}" for path in STUDY.rates_tables],
     conda:
         ENVIRONMENT
     message:

@@ -51,16 +51,21 @@ class Ngrams(NamedTuple):
 
 
 def check_contamination(
-    config: ContaminationConfig, corpus: Artifact, *benchmarks: Artifact, folder: Path, num_processes: int = 1
+    config: ContaminationConfig,
+    corpus: Artifact,
+    folder: Path,
+    tasks: Artifact | None = None,
+    benchmarks: Artifact | None = None,
+    num_processes: int = 1,
 ) -> dict[str, Any]:
     """Write `inputs.csv`, the benchmark files with their hashes, and `hits.csv`, one row per item and train document that share an n-gram; return counts by benchmark.
 
-    `benchmarks` hold items as `<task>.jsonl`: those that the study builds, and those fetched of lm-eval's tasks; of a task
-    that the config gives as files, the files count.
+    `tasks` (built by the study) and `benchmarks` (fetched of lm-eval's tasks) hold items as `<task>.jsonl`; of a task that
+    the config gives as files, the files count.
 
     `num_too_short` items have fewer words in every field than an n-gram has, and cannot be checked.
     """
-    found = chain.from_iterable(map(_items_of, benchmarks))
+    found = chain.from_iterable(map(_items_of, filter(None, (tasks, benchmarks))))
     inputs: list[dict[str, Any]] = []
     items = [*_file_items(config, inputs), *(item for item in found if item[0] not in config.benchmarks)]
     ngrams = index_items([texts for *_, texts in items], [entry[:2] for entry in items], config.ngram_words)

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from openspectra.artifacts import Artifact, write_json
+from openspectra.artifacts import Artifact, parts_of, write_json
 from openspectra.data.card import CARD, Card, merged
 from openspectra.data.config import CorpusConfig, PartConfig, SourcesConfig
 from openspectra.data.documents import (
@@ -35,7 +35,7 @@ MAX_SLICES = 500
 """Files written side by side."""
 
 
-def list_sources(config: SourcesConfig, *jobs: Artifact, folder: Path) -> dict[str, Any]:
+def list_sources(config: SourcesConfig, parts: list[Artifact], folder: Path) -> dict[str, Any]:
     """Return what the jobs of all sources read: their counts, and bytes of clean text, by source.
 
     The artifact has no files; its parents are the jobs, so that a part of the corpus needs to name one artifact only.
@@ -43,7 +43,7 @@ def list_sources(config: SourcesConfig, *jobs: Artifact, folder: Path) -> dict[s
     """
     sources = {}
     for name in config.sources:
-        own = [job for job in jobs if job.manifest.config["name"] == name]
+        own = [job for job in parts if job.manifest.config["name"] == name]
         metrics = [job.manifest.metrics for job in own]
         if not own or len(own) < own[0].manifest.config["source"]["num_jobs"]:
             raise OpenSpectraError(f"corpus.sources.{name}: only {len(own)} of its jobs are given; give all.")
@@ -88,7 +88,7 @@ def build_part(config: PartConfig, sources: Artifact, folder: Path) -> dict[str,
     }
 
 
-def build_corpus(config: CorpusConfig, sources: Artifact, *parts: Artifact, folder: Path) -> dict[str, Any]:
+def build_corpus(config: CorpusConfig, sources: Artifact, parts: list[Artifact], folder: Path) -> dict[str, Any]:
     """Check that sources and parts balance, write `test.parquet` and the data card; return the counts.
 
     read = kept + duplicates + skipped, for every source. Raises `OpenSpectraError` where a split would be empty.
@@ -122,18 +122,6 @@ def build_corpus(config: CorpusConfig, sources: Artifact, *parts: Artifact, fold
         "bytes": {split: total["bytes"] for split, total in totals.items()},
         "num_parts": len(parts),
     }
-
-
-def parts_of(artifacts: Iterable[Artifact], stage: str) -> list[Artifact]:
-    """Return the parts (`part` or `token_part`) among `artifacts`, in order."""
-    parts = [artifact for artifact in artifacts if artifact.manifest.stage == stage]
-    return sorted(parts, key=lambda part: part.manifest.config["part"])
-
-
-def role_of(artifact: Artifact) -> str:
-    """Return the role of a part, or of a source's job, among the parents of what is made from many."""
-    config = artifact.manifest.config
-    return f"part_{config['part']:05d}" if "part" in config else f"source_{config['name']}_{config['job']:05d}"
 
 
 def documents_of(corpus: Artifact, split: str) -> Iterator[Document]:
@@ -220,7 +208,7 @@ def _slices(config: PartConfig, jobs: list[Artifact], folder: Path) -> Iterator[
         writer = BucketWriter(Path(scratch), config.num_parts * count, first=config.part * count, count=count)
         for job in jobs:
             name = bucket_path(job.folder, config.part).name
-            if any(record.path == name for record in job.manifest.files):
+            if job.has(name):
                 for document in iterate_raw(job.file(name)):
                     writer.add(document)
         writer.close()

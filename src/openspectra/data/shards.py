@@ -128,8 +128,7 @@ def shard_record(
 
 def in_split(shard: dict[str, Any], part: Artifact, role: str, part_first_token: int) -> dict[str, Any]:
     """Return what a split says of a shard: its part by role, where the part begins, and the hashes of its small files."""
-    hashes = {record.path: record.sha256 for record in part.manifest.files}
-    found = {f"{name}_sha256": hashes[shard[name]] for name in ("index", "hashes")}
+    found = {f"{name}_sha256": part.record(shard[name]).sha256 for name in ("index", "hashes")}
     return shard | found | {"part": role, "part_first_token": part_first_token}
 
 

@@ -24,14 +24,14 @@ MEASURED_DOCUMENTS = 1000
 """Documents of the valid split that compression is measured on."""
 
 
-def build_tokenizer(config: TokenizerConfig, *corpus: Artifact, folder: Path) -> dict[str, Any]:
+def build_tokenizer(config: TokenizerConfig, folder: Path, corpus: Artifact | None = None) -> dict[str, Any]:
     """Write `tokenizer.json` and `tokenizer_config.json`; return vocabulary size and compression on the valid split.
 
     Without a corpus (ready token files) a tokenizer can only be loaded, and its compression is not known.
     """
     if not config.file and not corpus:
         raise ConfigError(["tokenizer.file: ready token files need the tokenizer that made them; name it."])
-    tokenizer = _load(config) if config.file else _train(config, *corpus)
+    tokenizer = _load(config) if config.file else _train(config, corpus)
     if tokenizer.token_to_id(config.end_of_text) is None:
         raise ConfigError(
             [f"tokenizer.end_of_text: {config.end_of_text!r} is not in the vocabulary; name its end token."]
@@ -50,12 +50,12 @@ def build_tokenizer(config: TokenizerConfig, *corpus: Artifact, folder: Path) ->
     # the class name that both transformers 4 and 5 know
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special})
     tokenizer.encode_special_tokens = True
-    return {"vocab_size": size} | (_compression(tokenizer, *corpus) if corpus else {})
+    return {"vocab_size": size} | (_compression(tokenizer, corpus) if corpus else {})
 
 
 def fingerprint(tokenizer: Artifact) -> str:
     """Return the sha256 of the `tokenizer.json` of a tokenizer artifact: what decides every token."""
-    return next(record.sha256 for record in tokenizer.manifest.files if record.path == "tokenizer.json")
+    return tokenizer.record("tokenizer.json").sha256
 
 
 def load_tokenizer(tokenizer: Artifact):

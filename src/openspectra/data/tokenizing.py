@@ -9,9 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from openspectra.artifacts import Artifact, write_json
+from openspectra.artifacts import Artifact, parts_of, role_of, write_json
 from openspectra.data.config import TokenPartConfig, TokensConfig
-from openspectra.data.corpus import parts_of, role_of
 from openspectra.data.documents import Document, iterate
 from openspectra.data.shards import SHARDS, ShardWriter, dtype_for, in_split
 from openspectra.data.tokenizer import end_of_text_id, fingerprint, load_tokenizer
@@ -42,12 +41,12 @@ def build_token_part(config: TokenPartConfig, part: Artifact, tokenizer: Artifac
     return {"dtype": dtype.str, "tokenizer_sha256": fingerprint(tokenizer), "splits": splits}
 
 
-def build_tokens(config: TokensConfig, tokenizer: Artifact, *others: Artifact, folder: Path) -> dict[str, Any]:
+def build_tokens(config: TokensConfig, tokenizer: Artifact, parts: list[Artifact], folder: Path) -> dict[str, Any]:
     """Write `shards.json`, the shards of all parts in order; return counts, dtype and the tokenizer's fingerprint.
 
     Raises `DamagedArtifactError` where a part was made with another tokenizer.
     """
-    parts = parts_of(others, "token_part")
+    parts = parts_of(parts, "token_part")
     shards, sources = [], defaultdict(Counter)
     num_tokens = 0
     for part in parts:

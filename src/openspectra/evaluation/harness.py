@@ -26,7 +26,7 @@ ENVIRONMENT = {
 """Set, where the caller has not, before the libraries that read them are imported."""
 
 
-def evaluate(config: EvaluateConfig, model: Artifact, tasks: Artifact | None, folder: Path) -> dict[str, Any]:
+def evaluate(config: EvaluateConfig, model: Artifact, folder: Path, tasks: Artifact | None = None) -> dict[str, Any]:
     """Write `scores.csv`, `documents.csv` and `items.csv` of one model; return the scores as `<task>/<metric>`.
 
     `tasks` is a folder made by `build_tasks`; names it does not hold are lm-eval's own tasks, read from the cache of

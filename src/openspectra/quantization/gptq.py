@@ -29,7 +29,7 @@ SETTINGS = {
 }
 
 
-def quantize(config: QuantizeConfig, model: Artifact, train: Artifact, folder: Path) -> dict[str, Any]:
+def quantize(config: QuantizeConfig, model: Artifact, tokens_train: Artifact, folder: Path) -> dict[str, Any]:
     """Write the QuantLM of one FloatLM into `folder`; return its counts and mean layer error.
 
     Raises `ConfigError` for a model that is no FloatLM, `OpenSpectraError` naming the layer that GPTQ failed on.
@@ -39,7 +39,7 @@ def quantize(config: QuantizeConfig, model: Artifact, train: Artifact, folder: P
     model.verify()
     os.environ.update(SETTINGS)
     packed = folder / "gptq"
-    samples = draw_calibration(config, Tokens(train), folder / "calibration.csv").tolist()
+    samples = draw_calibration(config, Tokens(tokens_train), folder / "calibration.csv").tolist()
     rows = _run_gptq(config, model.folder, samples, packed)
     write_csv(folder / "layers.csv", rows[0], rows)
     _write_dense(packed, folder)

@@ -6,9 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from openspectra.artifacts import Artifact, config_hash
+from openspectra.artifacts import Artifact, config_hash, parts_of
 from openspectra.data.card import CARD, card_of, merged
-from openspectra.data.corpus import parts_of
 from openspectra.reporting.drawing import (
     COLOURS,
     SMALL_INCHES,
@@ -45,7 +44,7 @@ class DataCard:
 def data_card(artifacts: Iterable[Artifact]) -> DataCard | None:
     """Return the tables and figures of the corpus, or of ready token files; nothing where there is neither."""
     artifacts = list(artifacts)
-    corpus = next((a for a in artifacts if any(record.path == CARD for record in a.manifest.files)), None)
+    corpus = next((a for a in artifacts if a.has(CARD)), None)
     if corpus is None:
         tokens = next((a for a in artifacts if a.manifest.stage == "tokens"), None)
         parts = parts_of(tokens.parents("token_part"), "token_part") if tokens else []
@@ -71,7 +70,6 @@ def _token_files(parts: list[Artifact]) -> DataCard:
     for part in parts:
         config, metrics = part.manifest.config, part.manifest.metrics
         (path,) = {shard["path"] for split in metrics["splits"].values() for shard in split["shards"]}
-        hashes = {record.path: record.sha256 for record in part.manifest.files}
         for split, of_split in metrics["splits"].items():
             ((source, counts),) = of_split["sources"].items()
             rows.append(
@@ -82,7 +80,7 @@ def _token_files(parts: list[Artifact]) -> DataCard:
                     "license": config["license"],
                     "documents": counts["documents"],
                     "tokens": counts["tokens"],
-                    "hash": config_hash([hashes[shard["hashes"]] for shard in of_split["shards"]]),
+                    "hash": config_hash([part.record(shard["hashes"]).sha256 for shard in of_split["shards"]]),
                 }
             )
     table = pd.DataFrame(rows)

@@ -1,7 +1,7 @@
 """Sentences about what the numbers say, as found: the sign of a difference is reported, never expected."""
 
+from openspectra.identity import kind_label
 from openspectra.reporting.formats import interval_text, signed
-from openspectra.reporting.identity import kind_label
 from openspectra.reporting.load import Results
 from openspectra.reporting.statistics import DocumentLosses, main_scores
 from openspectra.reporting.tables import Gap

@@ -14,8 +14,8 @@ import pandas as pd
 
 from openspectra.artifacts import Artifact
 from openspectra.errors import OpenSpectraError
+from openspectra.identity import evaluated_model, in_order, kind_rank, suite_name
 from openspectra.model_ids import ModelId
-from openspectra.reporting.identity import evaluated_model, in_order, kind_rank, suite_name
 
 MODEL_STAGES = ("pretrain", "quantize")
 SCORE_COLUMNS = ("task", "metric", "filter", "value", "stderr", "num_samples", "chance")
@@ -113,14 +113,9 @@ def load_results(artifacts: list[Artifact]) -> Results:
     return Results(artifacts, models, _named_by_suite(scores), _named_by_suite(documents), task_facts)
 
 
-def has_file(artifact: Artifact, name: str) -> bool:
-    """Return whether the manifest lists file `name`."""
-    return any(record.path == name for record in artifact.manifest.files)
-
-
 def read_curve(model: Model, name: str) -> pd.DataFrame | None:
     """Return the table `name` by step (`train.csv`, `ternary.csv`, ...) of a model; None where it keeps none."""
-    if model.artifact is None or not has_file(model.artifact, name):
+    if model.artifact is None or not model.artifact.has(name):
         return None
     return read_table(model.artifact.file(name), CURVE_COLUMNS, CURVE_TEXT)
 
@@ -193,7 +188,7 @@ def _stack(models: list[Model], name: str, columns: tuple[str, ...], text: tuple
         )
         for model in models
         for artifact in model.evaluations
-        if has_file(artifact, name)
+        if artifact.has(name)
     ]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["model_id", "suite", *columns])
 

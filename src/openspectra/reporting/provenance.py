@@ -7,11 +7,10 @@ from typing import Any
 
 import openspectra
 from openspectra.artifacts import Artifact
-from openspectra.model_ids import QUANTLM
+from openspectra.identity import artifact_id, kind_label, kind_rank, run_facts_of
+from openspectra.model_ids import QUANTLM, rate_label
 from openspectra.reporting.formats import counted
-from openspectra.reporting.identity import artifact_id, kind_label, kind_rank, run_facts_of
 from openspectra.reporting.load import Model, Results
-from openspectra.study import rate_label
 
 ASSUMPTION = re.compile(r"#\s*" + "ASSUME" + r":?\s*(?P<text>.*)")
 SHORT_HASH = 12

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 from matplotlib.axes import Axes
 
+from openspectra.identity import kind_label, kind_rank
 from openspectra.reporting.drawing import (
     INK,
     NOTE,
@@ -19,7 +20,6 @@ from openspectra.reporting.drawing import (
     to_drawing,
 )
 from openspectra.reporting.formats import scaled, size_unit
-from openspectra.reporting.identity import kind_label, kind_rank
 from openspectra.reporting.tables import Gap
 
 MARKER_SIZES = {"floatlm": 4.5, "trilm": 6.5, "quantlm-8bit": 10, "quantlm-6bit": 7.5}

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+from openspectra.identity import kind_label
 from openspectra.reporting import scaling_figures, ternary_figures, training_figures
 from openspectra.reporting.drawing import Drawing
 from openspectra.reporting.formats import counted
-from openspectra.reporting.identity import kind_label
 from openspectra.reporting.load import Results
 from openspectra.reporting.scaling_figures import Score
 from openspectra.reporting.statistics import DocumentLosses, main_scores, mean_accuracy

@@ -13,9 +13,8 @@ import pandas as pd
 
 from openspectra.artifacts import Artifact
 from openspectra.errors import OpenSpectraError
-from openspectra.model_ids import ModelId
+from openspectra.model_ids import ModelId, rate_label
 from openspectra.reporting.load import read_table
-from openspectra.study import rate_label
 
 SWEEP_COLUMNS = (
     "family",

@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from openspectra.identity import nominal_bits
 from openspectra.model_ids import QUANTLM, ModelId
-from openspectra.reporting.identity import nominal_bits
 from openspectra.reporting.load import Model, Results
 from openspectra.reporting.statistics import DocumentLosses, Interval
 

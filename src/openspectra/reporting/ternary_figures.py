@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from openspectra.identity import kind_label, kind_rank
 from openspectra.reporting.drawing import (
     FAINT,
     INK,
@@ -19,7 +20,6 @@ from openspectra.reporting.drawing import (
     to_drawing,
     tokens_axis,
 )
-from openspectra.reporting.identity import kind_label, kind_rank
 from openspectra.reporting.load import Model, Results
 from openspectra.reporting.ternary import Matrices, latent_shares
 

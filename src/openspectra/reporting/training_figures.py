@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from openspectra.model_ids import QUANTLM
+from openspectra.identity import kind_label
+from openspectra.model_ids import QUANTLM, rate_label
 from openspectra.reporting.drawing import (
     INK,
     NOTE,
@@ -20,11 +21,9 @@ from openspectra.reporting.drawing import (
     to_drawing,
     tokens_axis,
 )
-from openspectra.reporting.identity import kind_label
 from openspectra.reporting.load import Model, Results, read_curve
 from openspectra.reporting.sweep import Choice, diverged_rows
 from openspectra.reporting.twins import Trajectory
-from openspectra.study import rate_label
 
 MAX_POINTS = 400
 """Points of a curve that are drawn; more would not be seen."""

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from openspectra.model_ids import QUANTLM, ModelId
-from openspectra.reporting.load import Model, Results, has_file, read_curve
+from openspectra.reporting.load import Model, Results, read_curve
 from openspectra.reporting.statistics import mean_intervals
 from openspectra.reporting.tables import DECIMALS
 
@@ -71,7 +71,7 @@ def _trajectory(model: Model, twin: Model | None, num_resamples: int, seed: int)
 def _missing(model: Model, twin: Model | None, twin_id: ModelId) -> str | None:
     if twin is None or twin.artifact is None:
         return f"there is no {twin_id} to compare with"
-    without = [str(each.id) for each in (model, twin) if not has_file(each.artifact, "valid_losses.npy")]
+    without = [str(each.id) for each in (model, twin) if not each.artifact.has("valid_losses.npy")]
     if without:
         return f"{' and '.join(without)} recorded no loss by sequence; train again"
     if _validation_of(model) != _validation_of(twin):

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+from openspectra.model_ids import rate_label
 from openspectra.reporting.formats import (
     PLUS_MINUS,
     Cell,
@@ -22,7 +23,6 @@ from openspectra.reporting.provenance import SHORT_HASH
 from openspectra.reporting.statistics import DocumentLosses, main_scores
 from openspectra.reporting.sweep import Choice
 from openspectra.reporting.tables import Gap, missing_loss
-from openspectra.study import rate_label
 
 
 @dataclass(frozen=True)

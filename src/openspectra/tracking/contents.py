@@ -1,6 +1,5 @@
 """What an MLflow run shows of an artifact: name, tags, parameters, metrics, files, data set."""
 
-import csv
 import json
 import math
 import re
@@ -9,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openspectra.artifacts import MANIFEST, Artifact
+from openspectra.identity import artifact_id, evaluated_model, nominal_bits, run_facts_of, suite_name
 from openspectra.model_ids import ModelId
-from openspectra.reporting.identity import artifact_id, evaluated_model, nominal_bits, run_facts_of, suite_name
 from openspectra.training.matrices import means_by_step
 
 if TYPE_CHECKING:
@@ -158,8 +157,8 @@ def curves_of(artifact: Artifact) -> Numbers:
     """Return every column of the training curves by step; of the discrete weights the means over all matrices."""
     if artifact.manifest.stage != "pretrain":
         return {}  # the report holds the means of all models again
-    rows = [row for name in CURVES for row in _rows(artifact, name)]
-    rows += means_by_step(_rows(artifact, "ternary.csv"))
+    rows = [row for name in CURVES for row in artifact.rows(name)]
+    rows += means_by_step(artifact.rows("ternary.csv"))
     return {
         (metric_name(column), int(row["step"])): value
         for row in rows
@@ -171,7 +170,7 @@ def curves_of(artifact: Artifact) -> Numbers:
 def _scores(artifact: Artifact) -> Numbers:
     """Return value and standard error of every evaluation score: `cloze/acc`, `cloze/acc_stderr`."""
     numbers = {}
-    for row in _rows(artifact, "scores.csv"):
+    for row in artifact.rows("scores.csv"):
         if artifact.manifest.stage != "evaluate":
             continue  # the report holds the scores of all models again
         filtered = [row["filter"]] if row["filter"] not in ("", "none") else []
@@ -180,14 +179,6 @@ def _scores(artifact: Artifact) -> Numbers:
             if value is not None:
                 numbers[metric_name(row["task"], row["metric"] + suffix, *filtered), 0] = value
     return numbers
-
-
-def _rows(artifact: Artifact, name: str) -> list[dict[str, str]]:
-    """Return the rows of a CSV of the artifact, checked against its manifest; none where it has no such file."""
-    if all(record.path != name for record in artifact.manifest.files):
-        return []
-    with artifact.file(name).open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def _flat_metrics(metrics: dict[str, Any], *path: str) -> dict[str, float]:

@@ -7,7 +7,7 @@ its tag `complete`, which is set last; a run without it, left by a killed sync, 
 from typing import TYPE_CHECKING
 
 from openspectra.artifacts import Artifact
-from openspectra.reporting.identity import artifact_id, in_order
+from openspectra.identity import artifact_id, in_order
 from openspectra.tracking.contents import (
     HASH_TAG,
     USER,

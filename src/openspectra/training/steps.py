@@ -16,7 +16,7 @@ def describe_step(config: PretrainConfig, step: int, train: Artifact, tokenizer:
     `step` counts as the tables of a run do. Raises `ConfigError` for a step that the run does not have.
     """
     if not 1 <= step <= config.max_steps:
-        raise ConfigError([f"--step: {config.model_id} has steps 1 to {config.max_steps}; got {step}."])
+        raise ConfigError([f"step: {config.model_id} has steps 1 to {config.max_steps}; got {step}."])
     tokens, decoder, length = Tokens(train), load_tokenizer(tokenizer), config.sequence_length
     numbers = range((step - 1) * config.global_batch_size, step * config.global_batch_size)
     indices = sequence_at(numbers, tokens.num_sequences(length), config.seed)

@@ -3,7 +3,6 @@
 `checkpoints.csv` in the artifact lists step, file and hash; the files lie undeclared beside it. Imports no torch.
 """
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -19,7 +18,7 @@ TABLE, WEIGHTS = "checkpoints.csv", "model.safetensors"
 
 def checkpoint_config(run: Artifact, step: int) -> CheckpointConfig:
     """Return the resolved config of the checkpoint of a run at `step`. Raises `ConfigError` for a step not kept."""
-    config, steps = run.manifest.config, [int(row["step"]) for row in _rows(run)]
+    config, steps = run.manifest.config, [int(row["step"]) for row in run.rows(TABLE)]
     if step not in steps:
         kept = ", ".join(map(str, steps)) or "none"
         raise ConfigError([f"--step: {config['model_id']} kept no weights of step {step}; kept: {kept}."])
@@ -31,13 +30,13 @@ def publish_checkpoint(config: CheckpointConfig, run: Artifact, folder: Path) ->
 
     Raises `DamagedArtifactError` where the kept weights are missing or not those of the step.
     """
-    (row,) = (row for row in _rows(run) if int(row["step"]) == config.step)
+    (row,) = (row for row in run.rows(TABLE) if int(row["step"]) == config.step)
     path = _kept_file(run, row)
     if path is None:
         raise DamagedArtifactError(
             f"{run.folder / 'checkpoints'}: {row['file']} is missing; train the run anew with --fresh."
         )
-    if problem := _problem(path, row, _rows(run)):
+    if problem := _problem(path, row, run.rows(TABLE)):
         raise DamagedArtifactError(problem)
     shutil.copyfile(path, folder / WEIGHTS)
     for name in ("config.json", *TOKENIZER_FILES):
@@ -51,18 +50,11 @@ def verify_trajectory(run: Artifact) -> int:
 
     Raises `DamagedArtifactError` with one line per file that was altered, swapped or repeated.
     """
-    rows = _rows(run)
+    rows = run.rows(TABLE)
     found = [(path, row) for row in rows if (path := _kept_file(run, row))]
     if problems := [problem for path, row in found if (problem := _problem(path, row, rows))]:
         raise DamagedArtifactError("\n".join(problems))
     return len(found)
-
-
-def _rows(run: Artifact) -> list[dict[str, str]]:
-    if TABLE not in {record.path for record in run.manifest.files}:
-        return []
-    with run.file(TABLE).open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def _kept_file(run: Artifact, row: dict[str, str]) -> Path | None:
