@@ -236,11 +236,12 @@ def test_full_disk_names_the_bytes_and_keeps_the_state_before(tmp_path, monkeypa
 
 @pytest.mark.parametrize("before", [0, 1, KEPT, KEPT + 1])  # none yet; one; as many as are kept; one too many
 def test_killed_at_any_file_operation_a_save_leaves_the_state_before_or_the_new_one(tmp_path, before):
+    trained = train(config(max_steps=1), tmp_path / "run").checkpoints.load_newest()
     checkpoints = CheckpointFolder(tmp_path, config(), {})
 
     def save(step: int) -> None:
         checkpoints.prepare()
-        checkpoints.save(step, {"step": step, "weight": torch.full((8,), float(step))})
+        checkpoints.save(step, trained | {"step": step})
 
     def set_up() -> None:
         checkpoints.remove()
@@ -253,6 +254,9 @@ def test_killed_at_any_file_operation_a_save_leaves_the_state_before_or_the_new_
         found.append(state["step"] if state else 0)
         checkpoints.prepare()
         assert not list(checkpoints.folder.glob(".*"))
+        states, recorded = (sorted(checkpoints.folder.glob(f"step-*{suffix}")) for suffix in (".pt", ".sha256"))
+        assert len(states) <= KEPT  # the one that was to be removed when the kill came is gone too
+        assert [path.stem for path in states] == [path.stem for path in recorded]
     assert found == sorted(found) and set(found) == {before, 9}
     assert checkpoints.load_newest()["step"] == 9
 

@@ -91,7 +91,8 @@ def _train(
     if module.step == config.max_steps:
         return module, checkpointing.llama
     if world.any(interruption.requested):
-        raise Interrupted(f"{config.model_id}: stopped at step {module.step}, state saved; the same command continues.")
+        done = f"stopped at step {module.step}, state saved" if module.step else "stopped before its first step"
+        raise Interrupted(f"{config.model_id}: {done}; the same command continues.")
     raise OpenSpectraError(f"{config.model_id}: ended at step {module.step} of {config.max_steps}; run it again.")
 
 
