@@ -4,6 +4,7 @@ Every stage reads a resolved config and artifact folders, and writes one artifac
 1 failed, 2 bad config or arguments, 75 interrupted and resumable by the same command.
 """
 
+import json
 import logging
 import os
 import sys
@@ -303,13 +304,15 @@ def track(
     log: Log = None,
 ) -> None:
     """Bring MLflow up to date with finished artifacts: one run each, nothing doubled."""
-    from openspectra.artifacts import open_artifact, write_json
+    from openspectra.artifacts import open_artifact
     from openspectra.tracking.sync import track as run
+    from openspectra.writing import disk_errors, write_atomically
 
     with _session(log):
         runs = run([open_artifact(path) for path in artifacts], experiment, uri)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, runs)
+        with disk_errors(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(out, json.dumps(runs, indent=2, sort_keys=True).encode())
         logger.info("MLflow: %d runs in experiment %s; browse them with `mlflow ui`", len(runs), experiment)
 
 
@@ -362,8 +365,6 @@ def step(
 @app.command()
 def schema() -> None:
     """Print the JSON schema of study files, for editors that complete and check them."""
-    import json
-
     from openspectra.study_file import StudyFile
 
     typer.echo(json.dumps(StudyFile.model_json_schema(), indent=2))

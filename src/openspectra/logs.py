@@ -4,8 +4,10 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
+
+from openspectra.writing import disk_errors
 
 
 @contextmanager
@@ -23,8 +25,9 @@ def log_to(path: Path | None, rank: int = 0) -> Iterator[None]:
     streams = ExitStack()
     if path:
         path = path.with_suffix(f".rank{rank}.log") if rank else path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(path, encoding="utf-8")
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = logging.FileHandler(path, encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         handlers.append(file)
         streams.enter_context(redirect_stdout(file.stream))
@@ -47,5 +50,5 @@ def log_to(path: Path | None, rank: int = 0) -> Iterator[None]:
         for handler in handlers:
             root.removeHandler(handler)
             # on a full disk what the run failed with is what counts; a log lost by a run that succeeded is told
-            with suppress(OSError) if failed else nullcontext():
+            with suppress(OSError) if failed else disk_errors(path):
                 handler.close()

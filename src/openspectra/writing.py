@@ -34,7 +34,7 @@ def only_writer(out: Path) -> Iterator[None]:
     The lock ends with the process that holds it; `owner.json` says whose it is. Raises `OpenSpectraError` naming the
     owner where another process writes here: one that outlived the workflow that started it, or a second workflow.
     """
-    with _disk_errors(out):
+    with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         lock, owner = FileLock(out / "lock", timeout=0, is_singleton=True), out / "owner.json"
         try:
@@ -74,8 +74,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
-    """Turn what a disk refuses into an error of one line."""
+def disk_errors(out: Path) -> Iterator[None]:
+    """Turn what a disk refuses, below `out` or in a file of its own, into an error of one line."""
     try:
         yield
     except OSError as error:
