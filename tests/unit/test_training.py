@@ -11,7 +11,7 @@ from conftest import kills_at_file_operations
 from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader
 
-from openspectra.errors import DamagedArtifactError, OpenSpectraError
+from openspectra.errors import DamagedArtifactError, Interrupted, OpenSpectraError
 from openspectra.model.config import LlamaShape
 from openspectra.model.families import load_family
 from openspectra.model.llama import Llama
@@ -21,7 +21,7 @@ from openspectra.training.config import PretrainConfig
 from openspectra.training.instruments import BIN_COLUMNS, Instruments
 from openspectra.training.interruption import Interruption
 from openspectra.training.module import Checkpointing, Pretraining
-from openspectra.training.pretrain import build_trainer
+from openspectra.training.pretrain import _train, build_trainer
 from openspectra.training.spikes import WINDOW, Spikes
 from openspectra.training.world import World
 
@@ -131,6 +131,26 @@ def test_interrupted_run_records_the_same_as_an_undisturbed_one(tmp_path):
     assert torch.equal(torch.stack(second.valid_losses), torch.stack(straight.valid_losses))
     for name, parameter in straight.llama.named_parameters():
         assert torch.equal(parameter, dict(second.llama.named_parameters())[name]), name
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"), [(0, "stopped before its first step"), (3, "stopped at step 3, state saved")]
+)
+def test_a_stopped_run_says_what_is_saved(tmp_path, monkeypatch, steps, said):
+    monkeypatch.setattr("openspectra.training.pretrain.Tokens", lambda artifact: RandomTokens(0))
+    interruption = Interruption()
+    checkpoints = CheckpointFolder(tmp_path, config(), {})
+    checkpoints.prepare()
+
+    class StopAt(L.Callback):
+        def on_train_batch_start(self, trainer, module, *_):
+            interruption.requested = module.step == steps - 1
+
+    interruption.requested = steps == 0
+    parents = {"tokens_train": None, "tokens_valid": None}
+    with pytest.raises(Interrupted, match=f"trilm/x: {said}; the same command continues"):
+        _train(config(), parents, checkpoints, StopAt(), World(), interruption)
+    assert len(list(checkpoints.folder.glob("step-*.pt"))) == bool(steps)
 
 
 def test_kept_weights_are_log_spaced_then_regular(tmp_path):
