@@ -31,8 +31,12 @@ class BitNet(Family):
 
     @staticmethod
     def layer_input(x: Tensor, eps: float) -> Tensor:
-        """Return `x` after RMS norm over its features, rounded to 8 bits per token, with a straight-through gradient."""
-        return EightBit.apply(F.rms_norm(x, x.shape[-1:], eps=eps))
+        """Return `x` after RMS norm over its features, rounded to 8 bits per token, with a straight-through gradient.
+
+        Computed in float32 or better: half precision has no room for 256 steps and their rounding borders.
+        """
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return EightBit.apply(F.rms_norm(wide, x.shape[-1:], eps=eps)).to(x.dtype)
 
 
 class EightBit(torch.autograd.Function):
