@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openspectra.model.families.family import EPS, Family
+from openspectra.model.families.family import EPS, Family, Look
 from openspectra.model.families.trilm import TriLM
 from openspectra.model.shards import Shards
 
@@ -19,6 +19,8 @@ class BitNet(Family):
     """TriLM's weights; every linear layer reads its input after a norm without parameters, in 256 steps per token."""
 
     label = "BitNet b1.58"
+    legend_order = 4
+    look = Look("#9a7400", "#d6b24a", marker="<")
     bits_per_weight = TriLM.bits_per_weight
     is_stock_llama = False
     # ASSUME: the norm before each linear layer replaces the learned norms of the block, as in BitNet; the final one stays
