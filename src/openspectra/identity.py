@@ -21,8 +21,6 @@ STAGE_ORDER = (
     "report",
 )
 """Stages from cause to effect."""
-KIND_ORDER = ("floatlm", "trilm", "bilm", "bitnet")
-"""Families in the order of the legend; those that are not named here come after them."""
 
 
 def artifact_id(artifact: Artifact) -> str:
@@ -63,9 +61,11 @@ def in_order(artifacts: Iterable[Artifact]) -> list[Artifact]:
 
 
 def kind_rank(kind: str) -> tuple[int, int]:
-    """Return a sort key for kinds: FloatLM, TriLM, others, then QuantLMs from many bits to few."""
+    """Return a sort key for kinds: families in their order, unknown ones, QuantLMs from many bits to few."""
     family, _, bits = kind.partition("-")
-    return (len(KIND_ORDER) + 1, -int(bits.removesuffix("bit"))) if bits else (_rank(family, KIND_ORDER), 0)
+    if bits:
+        return 2, -int(bits.removesuffix("bit"))
+    return (0, load_family(family).legend_order) if family in FAMILY_NAMES else (1, 0)
 
 
 def kind_label(kind: str) -> str:

@@ -14,10 +14,10 @@ STAGE_VERSIONS = {
     "tokens": 3,
     "benchmarks": 1,
     "contamination": 3,
-    "pretrain": 2,
+    "pretrain": 3,
     "checkpoint": 1,
     "quantize": 2,
     "tasks": 1,
     "evaluate": 1,
-    "report": 3,
+    "report": 4,
 }

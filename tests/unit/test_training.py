@@ -153,6 +153,35 @@ def test_a_stopped_run_says_what_is_saved(tmp_path, monkeypatch, steps, said):
     assert len(list(checkpoints.folder.glob("step-*.pt"))) == bool(steps)
 
 
+def test_run_that_goes_on_keeps_the_form_of_attention_it_began_with(tmp_path, monkeypatch):
+    settings = config(precision="bf16-mixed")
+    straight = train(settings, tmp_path / "straight")
+    assert straight.attention == "products"
+    interruption = Interruption()
+    stop = At(6, lambda module: setattr(interruption, "requested", True))
+    train(settings, tmp_path / "stopped", stop, interruption=interruption)
+    # from here on as on a machine with a GPU, where a run that begins takes the other form
+    monkeypatch.setattr("openspectra.training.module.device_kind", lambda: "cuda")
+    resumed = train(settings, tmp_path / "stopped")
+    assert resumed.attention == "products"
+    assert resumed.tables == straight.tables
+    assert train(settings, tmp_path / "other").attention == "fused"
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "length", "form"),
+    [
+        ("cpu", "32-true", 16, "fused"),
+        ("cpu", "bf16-mixed", 256, "products"),
+        ("cpu", "bf16-mixed", 257, "fused"),
+        ("cpu", "16-mixed", 256, "products"),
+        ("cuda", "bf16-mixed", 256, "fused"),
+    ],
+)
+def test_form_of_attention_follows_device_precision_and_length(device, precision, length, form):
+    assert config(precision=precision, sequence_length=length).attention_form(device) == form
+
+
 def test_kept_weights_are_log_spaced_then_regular(tmp_path):
     module = train(config(), tmp_path)
     assert [row["step"] for row in module.tables["checkpoints"]] == [1, 2, 4, 5, 10]

@@ -1,10 +1,13 @@
 """The architecture of a model."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from openspectra.config import Config, PositiveInt, Rate
+
+AttentionForm = Literal["fused", "products"]
+"""How attention is computed: by torch's own kernel, or as two matrix products. They differ by rounding only."""
 
 
 class LlamaShape(Config):

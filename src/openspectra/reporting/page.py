@@ -16,7 +16,7 @@ from openspectra.model_ids import ModelId
 from openspectra.reporting import provenance, sections, sweep, tables, ternary, twins, views
 from openspectra.reporting.config import ReportConfig
 from openspectra.reporting.data_card import DataCard, data_card
-from openspectra.reporting.drawing import Drawing
+from openspectra.reporting.drawing import Drawing, looks
 from openspectra.reporting.findings import findings
 from openspectra.reporting.load import Results, load_results
 from openspectra.reporting.sections import FigureGroup
@@ -159,6 +159,7 @@ def _render(page: Page) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.globals["looks"] = looks()
     environment.filters["svg"] = lambda drawing: Markup(drawing.svg)  # matplotlib has escaped the text in it
     return environment.get_template("report.html").render(
         page=page,

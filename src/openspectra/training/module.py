@@ -45,7 +45,10 @@ class Pretraining(L.LightningModule):
     def __init__(self, config: PretrainConfig, valid: Tokens, checkpoints: CheckpointFolder, world: World):
         super().__init__()
         self.config, self.valid, self.checkpoints, self.world = config, valid, checkpoints, world
-        self.llama = Llama(config.shape, config.family)
+        self.resume_state = checkpoints.load_newest()
+        began_with = self.resume_state["attention"] if self.resume_state else None
+        self.attention = began_with or config.attention_form(device_kind())
+        self.llama = Llama(config.shape, config.family, self.attention)
         self.llama.reset_parameters(config.seed)
         self.step = 0
         self.tables: dict[str, list[dict[str, float]]] = {name: [] for name in TABLES}
@@ -54,7 +57,6 @@ class Pretraining(L.LightningModule):
         self.spikes, self.instruments = Spikes(), Instruments()
         self.skipped_steps = 0
         self.gradient_norm = self.step_loss = 0.0
-        self.resume_state = checkpoints.load_newest()
         if self.resume_state:
             self.step = self.resume_state["step"]
             self.llama.load_latent_weights(self.resume_state["model"])
@@ -203,6 +205,7 @@ class Pretraining(L.LightningModule):
             optimizer = get_optimizer_state_dict(self.llama, self._optimizer, options=options)
         if self.world.rank == 0:
             state = {"step": self.step, "model": model, "optimizer": optimizer, "records": self._records()}
+            state["attention"] = self.attention
             self.checkpoints.save(self.step, state | {"precision": self.trainer.precision_plugin.state_dict()})
 
     def save_weights(self) -> None:
@@ -226,6 +229,12 @@ class Pretraining(L.LightningModule):
         self.tables, self.valid_losses = records["tables"], records["valid_losses"]
         self.losses, self.skipped_steps = records["losses"], records["skipped_steps"]
         self.spikes, self.instruments = Spikes(records["spike_window"]), Instruments(records["states"])
+
+
+def device_kind() -> str:
+    """Return the kind of device that Lightning takes here (`cpu`, `cuda`, ...)."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator.type if accelerator else "cpu"
 
 
 class Checkpointing(L.Callback):

@@ -65,7 +65,7 @@ def pretrain(
         with write_artifact(out, "pretrain", config, parents, started) as draft:
             draft.metrics |= save_model(llama, config.family, config.export_dtype, tokenizer, draft.folder)
             draft.metrics |= _save_records(module, draft.folder)
-            draft.run |= {"ranks": world.size, "strategy": world.strategy}
+            draft.run |= {"ranks": world.size, "strategy": world.strategy, "attention": module.attention}
         checkpoints.remove_other_runs()
 
 
