@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from openspectra.evaluation.scores import SCORE_COLUMNS
 from openspectra.identity import nominal_bits
 from openspectra.model_ids import QUANTLM, ModelId
 from openspectra.reporting.load import Model, Results
@@ -23,19 +24,7 @@ MODEL_METRICS = (
     "num_loss_spikes",
     "num_skipped_steps",
 )
-SCORE_TABLE = (
-    "model_id",
-    "family",
-    "size",
-    "bits",
-    "task",
-    "metric",
-    "filter",
-    "value",
-    "stderr",
-    "num_samples",
-    "chance",
-)
+SCORE_TABLE = ("model_id", "family", "size", "bits", *SCORE_COLUMNS)
 TRAINING_KEYS = ("tokens_per_step", "steps", "warmup_steps")
 BASELINE_KEYS = tuple(f"baseline_{key}" for key in TRAINING_KEYS)
 DIFFERENCE = "test_loss_difference"
