@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
-from openspectra.artifacts import Artifact
+from openspectra.artifacts import MANIFEST, Artifact
 from openspectra.identity import artifact_id
 from openspectra.study import Study
 
@@ -20,6 +21,10 @@ class Plan:
     @property
     def artifacts(self) -> list[str]:
         return [*self.data, *self.models, *(name for suite in self.suites for name in self._evaluations(suite))]
+
+    def made(self, results: Path) -> list[Path]:
+        """Return the folders of those artifacts that are finished below `results`."""
+        return [results / name for name in self.artifacts if (results / name / MANIFEST).is_file()]
 
     def holes(self, artifacts: Iterable[Artifact]) -> list[str]:
         """Return a sentence for each kind of artifact that is planned and not among `artifacts`."""
