@@ -1,20 +1,24 @@
 """Sentences about what the numbers say, as found: the sign of a difference is reported, never expected."""
 
+from collections.abc import Iterable
+
 from openspectra.identity import kind_label
 from openspectra.reporting.formats import interval_text, signed
 from openspectra.reporting.load import Results
-from openspectra.reporting.statistics import DocumentLosses, main_scores
+from openspectra.reporting.statistics import LEVEL_TEXT, DocumentLosses, main_scores
 from openspectra.reporting.tables import Gap
 
 CLEAR = 2
 """Standard errors above chance at which a score is called clear."""
+MANY_SIZES = 4
+"""With more sizes than this one sentence stands for the gaps of a family."""
 
 
 def findings(results: Results, losses: DocumentLosses, gaps: list[Gap]) -> list[str]:
     """Return the statements that the test losses and scores allow; none where nothing was evaluated."""
     return [
         *_larger_is_better(results, losses),
-        *(_gap_sentence(gap) for gap in gaps if gap.interval and not gap.model.id.bits),
+        *_twin_sentences(gaps),
         *_quantized_sentences(gaps),
         *_frontier(results, losses),
         *_above_chance(results),
@@ -42,23 +46,52 @@ def _verdict(values: list[float]) -> str:
     return "falls with some steps in size and not with others"
 
 
+def _twin_sentences(gaps: list[Gap]) -> list[str]:
+    """Return one sentence per gap between twins; one per family where it has many sizes."""
+    sentences = []
+    for kind, found in _by_kind(gap for gap in gaps if gap.interval and not gap.model.id.bits).items():
+        sentences += [_sizes_sentence(kind, found)] if len(found) > MANY_SIZES else map(_gap_sentence, found)
+    return sentences
+
+
+def _sizes_sentence(kind: str, gaps: list[Gap]) -> str:
+    """Return at which sizes a family lies above its FloatLM twins, at which below, and where that is not clear."""
+    clear = [gap for gap in gaps if gap.interval.excludes_zero]
+    places = {
+        "above": [gap for gap in clear if gap.interval.value > 0],
+        "below": [gap for gap in clear if gap.interval.value < 0],
+    }
+    said = [f"{place} at {_labels(found)}" for place, found in places.items() if found]
+    if unclear := [gap for gap in gaps if gap not in clear]:
+        said.append(f"the {LEVEL_TEXT} interval includes zero at {_labels(unclear)}")
+    return f"{kind_label(kind)}: test loss against its FloatLM twin, nats/token: {'; '.join(said)}."
+
+
+def _labels(gaps: list[Gap]) -> str:
+    return ", ".join(f"{_label(gap)} ({signed(gap.interval.value)})" for gap in gaps)
+
+
 def _gap_sentence(gap: Gap) -> str:
     interval = gap.interval
     side = "above" if interval.value > 0 else "below" if interval.value < 0 else "equal to"
     verdict = "excludes zero" if interval.excludes_zero else "includes zero"
     return (
         f"{kind_label(gap.model.id.kind)} {_label(gap)}: test loss {side} its FloatLM twin, {signed(interval.value)} nats/token"
-        f" (95\u00a0%: {interval_text(interval, 4, with_sign=True)}; {verdict})."
+        f" ({LEVEL_TEXT}: {interval_text(interval, 4, with_sign=True)}; {verdict})."
     )
 
 
 def _quantized_sentences(gaps: list[Gap]) -> list[str]:
     """Return one sentence per width: the range of its differences over the sizes."""
+    found = _by_kind(gap for gap in gaps if gap.interval and gap.model.id.bits)
+    return [_range_sentence(kind, rows) for kind, rows in found.items()]
+
+
+def _by_kind(gaps: Iterable[Gap]) -> dict[str, list[Gap]]:
     by_kind: dict[str, list[Gap]] = {}
     for gap in gaps:
-        if gap.interval and gap.model.id.bits:
-            by_kind.setdefault(gap.model.id.kind, []).append(gap)
-    return [_range_sentence(kind, rows) for kind, rows in by_kind.items()]
+        by_kind.setdefault(gap.model.id.kind, []).append(gap)
+    return by_kind
 
 
 def _range_sentence(kind: str, gaps: list[Gap]) -> str:
@@ -68,7 +101,7 @@ def _range_sentence(kind: str, gaps: list[Gap]) -> str:
     span = low if low == high else f"{low} to {high}"
     return (
         f"{kind_label(kind)}: test loss differs from that of its FloatLM by {span} nats/token; "
-        f"the 95\u00a0% interval excludes zero for {clear} of {len(gaps)} models."
+        f"the {LEVEL_TEXT} interval excludes zero for {clear} of {len(gaps)} models."
     )
 
 
@@ -97,7 +130,7 @@ def _above_chance(results: Results) -> list[str]:
     counts = [
         f"{task} {clear[rows.index].sum()} of {len(rows)} models" for task, rows in main.groupby("task", sort=True)
     ]
-    return [f"Accuracy more than two standard errors above chance: {', '.join(counts)}."] if counts else []
+    return [f"Accuracy more than {CLEAR} standard errors above chance: {', '.join(counts)}."] if counts else []
 
 
 def _label(gap: Gap) -> str:

@@ -6,10 +6,11 @@ from typing import Any
 
 import pandas as pd
 
+from openspectra.evaluation.scores import SCORE_COLUMNS
 from openspectra.identity import nominal_bits
 from openspectra.model_ids import QUANTLM, ModelId
 from openspectra.reporting.load import Model, Results
-from openspectra.reporting.statistics import DocumentLosses, Interval
+from openspectra.reporting.statistics import DocumentLosses, Interval, mean_accuracy
 
 DECIMALS = 6
 """Digits kept of resampled numbers, so that they do not depend on the order of a matrix product's sums."""
@@ -23,19 +24,7 @@ MODEL_METRICS = (
     "num_loss_spikes",
     "num_skipped_steps",
 )
-SCORE_TABLE = (
-    "model_id",
-    "family",
-    "size",
-    "bits",
-    "task",
-    "metric",
-    "filter",
-    "value",
-    "stderr",
-    "num_samples",
-    "chance",
-)
+SCORE_TABLE = ("model_id", "family", "size", "bits", *SCORE_COLUMNS, "is_main")
 TRAINING_KEYS = ("tokens_per_step", "steps", "warmup_steps")
 BASELINE_KEYS = tuple(f"baseline_{key}" for key in TRAINING_KEYS)
 DIFFERENCE = "test_loss_difference"
@@ -65,16 +54,22 @@ class Gap:
 
 def model_table(results: Results, losses: DocumentLosses) -> pd.DataFrame:
     """Return one row per model: names, sizes, test loss with its interval, and why anything is missing."""
-    return pd.DataFrame([_model_row(model, losses) for model in results.models])
+    table = pd.DataFrame([_model_row(model, losses) for model in results.models])
+    means = mean_accuracy(results.scores, results.averaged).set_index("model_id")
+    for name in ("value", "stderr"):
+        column = "mean_accuracy" if name == "value" else "mean_accuracy_stderr"
+        table.insert(len(table.columns) - 1, column, table["model_id"].map(means[name]).round(DECIMALS))
+    return table
 
 
 def score_table(results: Results) -> pd.DataFrame:
-    """Return every score of every model in long format, values as lm-eval gave them."""
+    """Return every score in long format, values as lm-eval gave them; `is_main`: whether it stands for its task."""
     ids = results.scores["model_id"].map(ModelId.parse)
     names = {
         "family": [model_id.family for model_id in ids],
         "size": [model_id.size for model_id in ids],
         "bits": [nominal_bits(model_id) for model_id in ids],
+        "is_main": results.scores["metric"] == results.scores["task"].map(results.main_metrics),
     }
     return results.scores.assign(**names)[list(SCORE_TABLE)]
 

@@ -1,7 +1,5 @@
 """The tables as the page shows them: cells with units, intervals and reasons for what is missing."""
 
-from dataclasses import dataclass, field
-
 import pandas as pd
 
 from openspectra.model_ids import rate_label
@@ -20,47 +18,31 @@ from openspectra.reporting.formats import (
 )
 from openspectra.reporting.load import Model, Results
 from openspectra.reporting.provenance import SHORT_HASH
-from openspectra.reporting.statistics import DocumentLosses, main_scores
+from openspectra.reporting.section import Row, View
+from openspectra.reporting.statistics import LEVEL_TEXT, DocumentLosses, main_scores, mean_accuracy
 from openspectra.reporting.sweep import Choice
 from openspectra.reporting.tables import Gap, missing_loss
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of a table: the kind colours its mark, the anchor leads to the artifact."""
-
-    name: str
-    kind: str
-    group: str
-    """Size, or what else keeps rows together; a line stands where it changes."""
-    cells: list[Cell]
-    anchor: str | None = None
-
-
-@dataclass(frozen=True)
-class View:
-    """A table of the page: column titles with a second line of units, its rows, and why anything is missing."""
-
-    columns: list[tuple[str, str]]
-    rows: list[Row]
-    reasons: list[str] = field(default_factory=list)
-
-
 def model_view(results: Results, losses: DocumentLosses) -> View:
-    """Return the table of all models: sizes, test loss, bits per byte and the accuracy of each task."""
+    """Return the table of all models: sizes, test loss, bits per byte, the paper's average and each task's accuracy."""
     unit, divisor = size_unit(max((model.metric("model_size_bits") or 0 for model in results.models), default=0))
     scores = main_scores(results.scores, results.main_metrics).set_index(["model_id", "task"])
     columns = [
         ("Parameters", ""),
         ("Bits per weight", "linear layers"),
         ("Size", unit),
-        ("Test loss", "nats/token\n95\u00a0% interval"),
+        ("Test loss", f"nats/token\n{LEVEL_TEXT} interval"),
         ("Bits per byte", "test text"),
+        *([("Mean of six", "the paper's tasks, %")] if results.has_paper_average else []),
         *((task, _task_unit(results, task, metric)) for task, metric in results.main_metrics.items()),
     ]
+    means = mean_accuracy(results.scores, results.averaged).assign(task="the mean of six")
+    means = means.set_index(["model_id", "task"])
     rows = []
     for model in results.models:
         cells = [*_size_cells(model, divisor), *_loss_cells(model, losses)]
+        cells += [_accuracy_cell(model, "the mean of six", means)] if results.has_paper_average else []
         cells += [_accuracy_cell(model, task, scores) for task in results.main_metrics]
         rows.append(_row(model, cells))
     return _view(columns, rows)
@@ -71,7 +53,7 @@ def gap_view(gaps: list[Gap]) -> View:
     columns = [
         ("minus", "baseline"),
         ("Difference", "nats/token"),
-        ("95\u00a0% interval", "documents in pairs"),
+        (f"{LEVEL_TEXT} interval", "documents in pairs"),
         ("Batch", "tokens per step"),
         ("Steps", "of both"),
         ("Warm-up", "steps of both"),
