@@ -10,6 +10,8 @@ from openspectra.config import Config, PositiveInt, Seed
 BuiltTask = Literal["held_out_text", "cloze", "continuation", "minimal_pairs"]
 """The benchmarks that a study can build from its test split; any other task is lm-eval's."""
 BUILT_TASKS: tuple[BuiltTask, ...] = get_args(BuiltTask)
+SNIPPET_BYTES = (24, 110)
+"""Length of a statement of `minimal_pairs`. The longest must fit into a model's context even at one token per byte."""
 
 
 class TasksConfig(Config):
@@ -54,7 +56,9 @@ class EvaluateConfig(Config):
     """Files in place of what the hub gives, by task; zero-shot, because such a file has no other split."""
 
     @model_validator(mode="after")
-    def _files_are_of_tasks(self):
+    def _tasks_can_be_run(self):
+        if repeated := sorted({task for task in self.tasks if self.tasks.count(task) > 1}):
+            raise ValueError(f"`tasks` names {', '.join(repeated)} twice; name each once.")
         for task, path in self.files.items():
             if task not in self.tasks or task in BUILT_TASKS:
                 raise ValueError(f"`files` may name lm-eval tasks of `tasks` alone; got {task!r}. Correct it.")
