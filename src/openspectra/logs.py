@@ -2,11 +2,13 @@
 
 import logging
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
+from openspectra.errors import OpenSpectraError
 from openspectra.writing import disk_errors
 
 
@@ -14,6 +16,7 @@ from openspectra.writing import disk_errors
 def log_to(path: Path | None, rank: int = 0) -> Iterator[None]:
     """Send the project's INFO lines to stderr and, with `path`, all that libraries log, warn or print to that file.
 
+    An exception that nobody expected has its traceback there; what is raised on is its last line and the log's path.
     Ranks other than the first show errors only, and have files of their own: `<name>.rank<rank>.log`.
     """
     root = logging.getLogger()
@@ -40,11 +43,15 @@ def log_to(path: Path | None, rank: int = 0) -> Iterator[None]:
     failed = False
     try:
         yield
-    except Exception:
+    except Exception as error:
         failed = True
-        if path:
-            logging.getLogger("traceback").exception("failed")
-        raise
+        if not path:
+            raise
+        logging.getLogger("traceback").exception("failed")
+        if isinstance(error, OpenSpectraError):
+            raise
+        last = traceback.format_exception_only(error)[-1].strip().partition("\n")[0]
+        raise OpenSpectraError(f"{last} (not expected here; what led to it stands in {path})") from error
     finally:
         streams.close()
         for handler in handlers:

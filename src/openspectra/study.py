@@ -24,18 +24,16 @@ from openspectra.data.config import (
     TokensConfig,
 )
 from openspectra.errors import ConfigError
-from openspectra.evaluation.config import BUILT_TASKS, BenchmarksConfig
+from openspectra.evaluation.config import BUILT_TASKS, SNIPPET_BYTES, BenchmarksConfig
 from openspectra.model.config import LlamaShape
 from openspectra.model_ids import QUANTLM, ModelId, rate_label
-from openspectra.quantization.config import QuantizeConfig
+from openspectra.quantization.config import BLOCK, BLOCK_BITS, GROUP_SIZES, MIN_CALIBRATION_LENGTH, QuantizeConfig
 from openspectra.reporting.config import ReportConfig
 from openspectra.strict_yaml import read_yaml
 from openspectra.study_file import (
     Intervention,
     PeakRates,
-    QuantizationConfig,
     RatesTable,
-    SizeConfig,
     SizeLabel,
     StudyFile,
 )
@@ -133,7 +131,8 @@ class Study(StudyFile):
         configs: dict[str, Config] = {"tokenizer": self.tokenizer}
         configs |= {f"tokens/{split}": TokensConfig(split=split) for split in self.splits}
         if self.lm_eval_tasks:
-            configs["benchmarks"] = BenchmarksConfig(tasks=self.lm_eval_tasks)
+            files = {task: path for suite in self.evaluation.suites.values() for task, path in suite.files.items()}
+            configs["benchmarks"] = BenchmarksConfig(tasks=self.lm_eval_tasks, files=files)
         if self.token_files:
             return configs | {"tokens/parts": TokenFilePartConfig(**self.token_files.model_dump())}
         corpus = self.corpus
@@ -220,8 +219,7 @@ def load_study(path: Path) -> Study:
             problems += describe_problems(str(path), error, PretrainConfig)
         except ConfigError as error:
             problems += [f"{path}: {problem}" for problem in error.problems]
-    for label, row in study.sizes.items():
-        problems += _group_size_problems(path, label, row, study.quantization)
+    problems += [f"{path}: {problem}" for problem in _engine_problems(study)]
     if problems:
         raise ConfigError(problems)
     return study
@@ -249,14 +247,43 @@ def _with_base(path: Path) -> Any:
     return below | content
 
 
-def _group_size_problems(path: Path, label: str, row: SizeConfig, section: QuantizationConfig | None) -> list[str]:
-    groups = section.group_size.items() if section else ()
-    return [
-        f"{path}: quantization.group_size.{bits}: must divide `{name}` of size {label}; got {group} and {width}. Choose a divisor or -1."
-        for bits, group in groups
-        for name, width in (("hidden_size", row.hidden_size), ("intermediate_size", row.intermediate_size))
-        if group == 0 or (group > 0 and width % group)
-    ]
+def _engine_problems(study: Study) -> list[str]:
+    """Return what gptqmodel and lm-eval would refuse after the training, each with its key and remedy."""
+    problems = []
+    length, section = study.training.sequence_length, study.quantization
+    if section:
+        wanted = section.calibration_sequence_length
+        if not MIN_CALIBRATION_LENGTH <= wanted <= length:
+            problems.append(
+                f"quantization.calibration_sequence_length: must be {MIN_CALIBRATION_LENGTH} to {length} tokens, "
+                f"training.sequence_length; got {wanted}."
+            )
+        problems += [
+            f"quantization.group_size.{bits}: must be one of {', '.join(map(str, GROUP_SIZES))}; got {group}."
+            for bits, group in section.group_size.items()
+            if group not in GROUP_SIZES
+        ]
+        for label, row in study.sizes.items():
+            for name, width in (("hidden_size", row.hidden_size), ("intermediate_size", row.intermediate_size)):
+                problems += [
+                    f"quantization.group_size.{bits}: must divide `{name}` of size {label}; got {group} and {width}. "
+                    "Choose a divisor or -1."
+                    for bits, group in section.group_size.items()
+                    if group == 0 or (group > 0 and width % group)
+                ]
+                blocks = [str(bits) for bits in section.bits if bits in BLOCK_BITS]
+                if blocks and width % BLOCK:
+                    problems.append(
+                        f"sizes.{label}.{name}: must be a multiple of {BLOCK} to be packed at {' and '.join(blocks)} bits "
+                        f"(quantization.bits); got {width}. Choose {-(-width // BLOCK) * BLOCK}, or leave these bits out."
+                    )
+    built = study.evaluation.built_tasks.tasks if study.evaluation and study.evaluation.built_tasks else []
+    if "minimal_pairs" in built and length < SNIPPET_BYTES[1]:
+        problems.append(
+            f"training.sequence_length: must be at least {SNIPPET_BYTES[1]} for task `minimal_pairs`, whose longest text "
+            f"has as many bytes; got {length}. Lengthen it, or leave the task out of evaluation.built_tasks.tasks."
+        )
+    return problems
 
 
 def _rates_of(rates: PeakRates, family: str, size: str) -> list[float]:

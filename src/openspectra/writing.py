@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,12 +79,21 @@ def disk_errors(out: Path) -> Iterator[None]:
     """Turn what a disk refuses, below `out` or in a file of its own, into an error of one line."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in DISK_ERRORS or (error.errno in (errno.EACCES, errno.EROFS) and not error.filename):
+    except OpenSpectraError:
+        raise
+    except Exception as error:
+        number, name = _error_number(error), getattr(error, "filename", None)
+        if number not in DISK_ERRORS or (number in (errno.EACCES, errno.EROFS) and not name):
             raise
         raise OpenSpectraError(
-            f"{error.filename or out}: {os.strerror(error.errno)}; {DISK_ERRORS[error.errno]} and run the same command again."
+            f"{name or out}: {os.strerror(number)}; {DISK_ERRORS[number]} and run the same command again."
         ) from error
+
+
+def _error_number(error: Exception) -> int | None:
+    """Return the system's number of an error; libraries in Rust (safetensors, tokenizers) leave it in the text alone."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return getattr(error, "errno", None) or (int(found[1]) if found else None)
 
 
 def _sync_folder(folder: Path) -> None:
