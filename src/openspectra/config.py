@@ -10,15 +10,26 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from openspectra.errors import ConfigError
+from openspectra.printable import escaped
 
 PositiveInt = Annotated[int, Field(ge=1, le=10**15)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 C = TypeVar("C", bound=BaseModel)
+
+
+def _one_line(text: str) -> str:
+    if escaped(text) != text or not text.strip():
+        raise ValueError(f"must be one line of text without control characters; got {ascii(text)}")
+    return text
+
+
+Text = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_one_line)]
+"""A name, title or path: what a terminal, a table and a page can show as it is."""
 
 
 class Config(BaseModel):

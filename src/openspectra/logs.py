@@ -7,6 +7,18 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
+from openspectra.printable import escaped
+
+
+class _OneLine(logging.Formatter):
+    """A line per message, whatever it holds; only a traceback has several, and no control character either."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return escaped(super().formatMessage(record).rstrip("\n"))
+
+    def formatException(self, exc_info) -> str:
+        return escaped(super().formatException(exc_info), keep="\n\t")
+
 
 @contextmanager
 def log_to(path: Path | None, rank: int = 0) -> Iterator[None]:
@@ -16,7 +28,7 @@ def log_to(path: Path | None, rank: int = 0) -> Iterator[None]:
     """
     root = logging.getLogger()
     console = logging.StreamHandler(sys.stderr)
-    console.setFormatter(logging.Formatter("%(message)s"))
+    console.setFormatter(_OneLine("%(message)s"))
     console.addFilter(logging.Filter("openspectra"))
     console.setLevel(logging.ERROR if rank else logging.INFO)
     handlers: list[logging.Handler] = [console]
@@ -25,7 +37,7 @@ def log_to(path: Path | None, rank: int = 0) -> Iterator[None]:
         path = path.with_suffix(f".rank{rank}.log") if rank else path
         path.parent.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(path, encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        file.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         handlers.append(file)
         streams.enter_context(redirect_stdout(file.stream))
         streams.enter_context(redirect_stderr(file.stream))

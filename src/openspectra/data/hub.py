@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from openspectra.data.config import HubSource, ReadConfig
-from openspectra.data.rows import NOT_READABLE, ROWS_AT_A_TIME, Row, refuse_disk_error, rows_of_table
+from openspectra.data.rows import NOT_READABLE, ROWS_AT_A_TIME, Row, damaged_file, refuse_disk_error, rows_of_table
 from openspectra.errors import ConfigError, OpenSpectraError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _file_rows(rows: "datasets.IterableDataset", source: HubSource, name: str, p
     except NOT_READABLE as error:
         refuse_disk_error(error, place)
         logger.info("%s: not readable", place, exc_info=True)
-        yield Row(place, None, problem="damaged_file")
+        yield damaged_file(place, error)
 
 
 def _no_answer(name: str, place: str, error: Exception) -> OpenSpectraError:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from openspectra.data.config import FilesSource, HubSource, ReadConfig
+from openspectra.data.formats import read_text
 from openspectra.data.hub import hub_rows
-from openspectra.data.local_files import LocalFile, file_rows, read_text
+from openspectra.data.local_files import LocalFile, file_rows
 from openspectra.data.rows import Row
 
 TEST_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
@@ -30,4 +31,4 @@ def _stdlib_rows(config: ReadConfig) -> Iterator[Row]:
     # _sysconfigdata holds the paths of the machine that built the interpreter
     paths = [path for path in paths if not path.name.startswith("_sysconfigdata")]
     for path in paths[config.job :: config.source.num_jobs]:
-        yield from read_text(path, config.max_document_bytes, path.relative_to(root).as_posix())
+        yield from read_text(path, path.relative_to(root).as_posix(), config.max_document_bytes)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from openspectra.config import Config, PositiveInt, Seed
+from openspectra.config import Config, PositiveInt, Seed, Text
 
 BuiltTask = Literal["held_out_text", "cloze", "continuation", "minimal_pairs"]
 """The benchmarks that a study can build from its test split; any other task is lm-eval's."""
@@ -28,13 +28,13 @@ class TasksConfig(Config):
 class BenchmarksConfig(Config):
     """The items of lm-eval's own tasks, fetched where there is a network."""
 
-    tasks: list[str]
+    tasks: list[Text]
 
 
 class EvaluateConfig(Config):
     """One suite of lm-eval tasks on one model."""
 
-    tasks: Annotated[list[str], Field(min_length=1)]
+    tasks: Annotated[list[Text], Field(min_length=1)]
     num_fewshot: Annotated[int, Field(ge=0)] = 0
     batch_size: PositiveInt
     dtype: Literal["float32", "float16", "bfloat16"]

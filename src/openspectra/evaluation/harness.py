@@ -75,7 +75,7 @@ def load_tasks(names: list[str], tasks: Artifact | None = None) -> dict[str, dic
                 reason = str(error).partition("\n")[0]
                 problems.append(f"evaluate.tasks: {name}: {reason}; leave this task out of the study.")
     if problems:
-        raise OpenSpectraError("\n".join(problems))
+        raise OpenSpectraError(*problems)
     return loaded
 
 

@@ -53,7 +53,7 @@ def verify_trajectory(run: Artifact) -> int:
     rows = run.rows(TABLE)
     found = [(path, row) for row in rows if (path := _kept_file(run, row))]
     if problems := [problem for path, row in found if (problem := _problem(path, row, rows))]:
-        raise DamagedArtifactError("\n".join(problems))
+        raise DamagedArtifactError(*problems)
     return len(found)
 
 
