@@ -125,8 +125,8 @@ def _json_rows(values: Iterator[bytes | None], name: str, source: FilesSource | 
         else:
             try:
                 content = json.loads(value.decode())
-            except UnicodeDecodeError as error:
-                yield Row(place, None, problem="invalid_utf8", cause=cause_of(error))
+            except UnicodeDecodeError:
+                yield Row(place, None, problem="invalid_utf8")
             except (ValueError, RecursionError) as error:
                 cause = "nested too deeply" if isinstance(error, RecursionError) else cause_of(error)
                 yield Row(place, None, problem="invalid_json", cause=cause)
@@ -242,8 +242,8 @@ def _csv(path: Path, name: str, max_bytes: int, source: FilesSource | None) -> I
                 fields = _fields(record, delimiter)
                 if fields and len(fields) != len(header):
                     raise csv.Error(f"{len(fields)} fields where the header has {len(header)}")
-            except UnicodeDecodeError as error:
-                yield Row(place, None, problem="invalid_utf8", cause=cause_of(error))
+            except UnicodeDecodeError:
+                yield Row(place, None, problem="invalid_utf8")
             except csv.Error as error:
                 yield Row(place, None, problem="invalid_csv", cause=cause_of(error))
             else:
@@ -277,7 +277,7 @@ def _records(file: BinaryIO, delimiter: bytes, max_bytes: int) -> Iterator[bytes
     record, is_long, is_open, before = bytearray(), False, False, b"\n"
     is_first = True
     while line := file.readline(max_bytes + 1):
-        while line.endswith(b'"') and len(line) <= 2 * max_bytes and (more := file.readline(1)):
+        while line.endswith(b'"') and len(line) <= max_bytes + CHUNK_BYTES and (more := file.readline(1)):
             line += more  # a pair of quotes stays together
         line, is_first = line.removeprefix(BOM) if is_first else line, False
         position = 0
@@ -327,12 +327,24 @@ def _arrow(path: Path, name: str, max_bytes: int, source: FilesSource | None) ->
         is_stream = file.read(6) != b"ARROW1"
         file.seek(0)
         with pyarrow.ipc.open_stream(file) if is_stream else pyarrow.ipc.open_file(file) as reader:
-            keys, text = columns_of(reader.schema, source, name) if source else (reader.schema.names, None)
-            for batch in reader if is_stream else map(reader.get_batch, range(reader.num_record_batches)):
-                _check_offsets(batch.select([*keys, text] if source else keys))
+            for batch in _batches(reader, is_stream):
+                if source:
+                    keys, text = columns_of(batch.schema, source, name)
+                    batch = batch.select([*keys, text] if text not in keys else keys)
+                _check_offsets(batch)
                 for start in range(0, batch.num_rows, ROWS_AT_A_TIME):
                     yield from rows_of_table(batch.slice(start, ROWS_AT_A_TIME), source, name, number + start)
                 number += batch.num_rows
+
+
+def _batches(reader: "pyarrow.RecordBatchReader", is_stream: bool) -> Iterator["pyarrow.RecordBatch"]:
+    """Yield the record batches of a file. Raises `ValueError` where a damaged one claims to be larger than the memory."""
+    import pyarrow
+
+    try:
+        yield from reader if is_stream else map(reader.get_batch, range(reader.num_record_batches))
+    except pyarrow.ArrowMemoryError as error:
+        raise ValueError(str(error)) from None
 
 
 def _check_offsets(batch: "pyarrow.RecordBatch") -> None:

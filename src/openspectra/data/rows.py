@@ -121,8 +121,8 @@ def rows_of_table(
     Raises `ConfigError` for a table without the columns that the source names.
     """
     keys, text = columns_of(table.schema, source, name) if source else (table.schema.names, None)
-    names = [*keys, text] if source else keys
-    for number, values in enumerate(zip(*map(table.column, names), strict=True), first):
+    columns = map(table.column, [*keys, text]) if source else table.columns
+    for number, values in enumerate(zip(*columns, strict=True), first):
         place = f"{name}:{number}"
         try:
             content = {key: value.as_py() for key, value in zip(keys, values, strict=False)}
@@ -130,8 +130,8 @@ def rows_of_table(
                 continue
             if text is not None:
                 content[text] = values[-1].as_py()
-        except UnicodeDecodeError as error:
-            yield Row(place, None, problem="invalid_utf8", cause=cause_of(error))
+        except UnicodeDecodeError:
+            yield Row(place, None, problem="invalid_utf8")
             continue
         yield taken(place, content, source)
 
