@@ -16,8 +16,8 @@ class _OneLine(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         return escaped(super().formatMessage(record).rstrip("\n"))
 
-    def formatException(self, exc_info) -> str:
-        return escaped(super().formatException(exc_info), keep="\n\t")
+    def format(self, record: logging.LogRecord) -> str:
+        return escaped(super().format(record), keep="\n\t")
 
 
 @contextmanager
