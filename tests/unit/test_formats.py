@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from openspectra.data import formats
 from openspectra.data.config import FilesSource, Problem, ReadConfig
 from openspectra.data.local_files import list_files
-from openspectra.data.read import clean
+from openspectra.data.read import clean, read_source
 from openspectra.data.sources import rows_of
 from openspectra.errors import ConfigError, OpenSpectraError
 
@@ -229,7 +229,7 @@ def hostile_files() -> dict[str, tuple[bytes, dict[str, int]]]:
     return found
 
 
-def test_hostile_files_are_read_to_the_end_and_counted(data_folder):
+def test_hostile_files_are_read_to_the_end_and_counted(tmp_path, data_folder):
     files = hostile_files()
     for name, (content, _) in files.items():
         (data_folder / name).write_bytes(content)
@@ -242,7 +242,13 @@ def test_hostile_files_are_read_to_the_end_and_counted(data_folder):
         found[name].pop("kept", None)
         expected[name].pop("kept", None)
     assert found == expected
+    metrics = read_source(config_of(dirty=dirty), tmp_path)
+    skipped = metrics["counts"]["skipped"]
+    assert metrics["counts"]["read"] == metrics["counts"]["documents"] + sum(skipped.values())
+    with (tmp_path / "skipped.csv").open(newline="") as file:
+        listed = [tuple(row.values()) for row in csv.DictReader(file)]
     told = causes(dirty=dirty)
+    assert listed == told and Counter(problem for _, problem, _ in told) == skipped
     assert all(
         cause for _, problem, cause in told if problem in ("damaged_file", "invalid_json", "invalid_csv", "wrong_type")
     )
@@ -300,8 +306,6 @@ def test_zstd_of_a_long_window_is_read(data_folder, window_log):
     ],
 )
 def test_what_a_row_is_instead_is_named(data_folder, content, message):
-    from openspectra.data.read import read_source
-
     (data_folder / "a.jsonl").write_bytes(content)
     with pytest.raises(OpenSpectraError) as caught:
         read_source(config_of(), data_folder.parent)
