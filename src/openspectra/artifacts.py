@@ -24,6 +24,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from openspectra.errors import DamagedArtifactError
+from openspectra.printable import escaped
 from openspectra.stage_versions import STAGE_VERSIONS
 from openspectra.writing import only_writer, write_atomically
 
@@ -172,7 +173,7 @@ def verify_tree(root: Path) -> list[Artifact]:
         except DamagedArtifactError as error:
             problems.append(str(error))
     if problems:
-        raise DamagedArtifactError("\n".join(problems))
+        raise DamagedArtifactError(*problems)
     if not artifacts:
         raise DamagedArtifactError(f"{root}: no artifact here; give a folder that holds a {MANIFEST}.")
     return artifacts
@@ -197,7 +198,7 @@ def describe_lineage(artifact: Artifact) -> str:
 
     describe(artifact, "", 0, "")
     metrics = [f"  {key} = {value}" for key, value in artifact.manifest.metrics.items() if not isinstance(value, dict)]
-    return "\n".join([*lines, "metrics:", *metrics])
+    return "\n".join(map(escaped, [*lines, "metrics:", *metrics]))
 
 
 @dataclass

@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from openspectra.errors import OpenSpectraError
+from openspectra.printable import escaped
 from openspectra.training.world import Strategy
 
 logger = logging.getLogger("openspectra.cli")
@@ -45,8 +46,8 @@ def check(study: Annotated[Path, typer.Argument(help="Study file (YAML).")]) -> 
 
     loaded = load_study(study)
     for model_id, run in loaded.pretrained.items():
-        typer.echo(f"{model_id}: {run.summary}")
-    typer.echo(f"{study}: valid; {len(loaded.models)} models, {len(loaded.quantized)} of them quantized.")
+        _say(f"{model_id}: {run.summary}")
+    _say(f"{study}: valid; {len(loaded.models)} models, {len(loaded.quantized)} of them quantized.")
 
 
 @app.command()
@@ -349,8 +350,8 @@ def verify(path: Annotated[Path, typer.Argument(help="Artifact, or a folder of a
         artifacts = verify_tree(path)
         files = sum(len(artifact.manifest.files) for artifact in artifacts)
         kept = sum(verify_trajectory(artifact) for artifact in artifacts if artifact.manifest.stage == "pretrain")
-        typer.echo(f"{path}: {len(artifacts)} artifacts with {files} files are as their manifests say.")
-        typer.echo(f"{path}: {kept} checkpoints on the way hold the weights of their steps.")
+        _say(f"{path}: {len(artifacts)} artifacts with {files} files are as their manifests say.")
+        _say(f"{path}: {kept} checkpoints on the way hold the weights of their steps.")
 
 
 @app.command()
@@ -359,7 +360,7 @@ def why(path: Annotated[Path, typer.Argument(help="Artifact.")]) -> None:
     from openspectra.artifacts import describe_lineage, open_artifact
 
     with _session(None):
-        typer.echo(describe_lineage(open_artifact(path)))
+        _say(describe_lineage(open_artifact(path)), keep="\n")
 
 
 @app.command()
@@ -382,7 +383,7 @@ def step(
     results = Path("results", study)
     train, tokenizer = open_artifact(results / "tokens/train", "tokens"), open_artifact(results / "tokenizer")
     for line in describe_step(runs[model or next(iter(runs))], number, train, tokenizer):
-        typer.echo(line)
+        _say(line, keep="\n\t")
 
 
 @app.command()
@@ -401,6 +402,10 @@ def main() -> None:
         for line in str(error).splitlines():
             print(f"openspectra: {line}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def _say(text: str, keep: str = "") -> None:
+    typer.echo(escaped(text, keep))
 
 
 @contextmanager

@@ -9,7 +9,18 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from pathlib import Path
 
 from openspectra.errors import OpenSpectraError
+from openspectra.printable import escaped
 from openspectra.writing import disk_errors
+
+
+class _OneLine(logging.Formatter):
+    """A line per message, whatever it holds; only a traceback has several, and no control character either."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return escaped(super().formatMessage(record).rstrip("\n"))
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escaped(super().format(record), keep="\n\t")
 
 
 @contextmanager
@@ -21,7 +32,7 @@ def log_to(path: Path | None, rank: int = 0) -> Iterator[None]:
     """
     root = logging.getLogger()
     console = logging.StreamHandler(sys.stderr)
-    console.setFormatter(logging.Formatter("%(message)s"))
+    console.setFormatter(_OneLine("%(message)s"))
     console.addFilter(logging.Filter("openspectra"))
     console.setLevel(logging.ERROR if rank else logging.INFO)
     handlers: list[logging.Handler] = [console]
@@ -31,7 +42,7 @@ def log_to(path: Path | None, rank: int = 0) -> Iterator[None]:
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = logging.FileHandler(path, encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        file.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         handlers.append(file)
         streams.enter_context(redirect_stdout(file.stream))
         streams.enter_context(redirect_stderr(file.stream))

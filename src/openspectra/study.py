@@ -6,6 +6,7 @@ Each stage gets only the keys it reads, so a changed task list re-evaluates and 
 import csv
 import itertools
 import math
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from openspectra.quantization.config import BLOCK, BLOCK_BITS, GROUP_SIZES, MIN_
 from openspectra.reporting.config import ReportConfig
 from openspectra.strict_yaml import read_yaml
 from openspectra.study_file import (
+    STUDY_NAME,
     Intervention,
     PeakRates,
     RatesTable,
@@ -239,8 +241,10 @@ def _with_base(path: Path) -> Any:
     """Return the content of a study file on top of its base; a key set to null takes the base's away."""
     content = read_yaml(path)
     base = content.get("base") if isinstance(content, dict) else None
-    if not isinstance(base, str):
+    if base is None:
         return content
+    if not isinstance(base, str) or not re.fullmatch(STUDY_NAME, base):
+        raise ConfigError([f"{path}: base: must be the name of a study, `a-z`, `0-9`, `-` and `_`; got {ascii(base)}."])
     below = read_yaml(path.parent / f"{base}.yaml")
     if not isinstance(below, dict) or "base" in below:
         raise ConfigError([f"{path}: base: {base!r} must be a study that stands on no other; name its base."])

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from openspectra.config import Config, PositiveInt, Seed
+from openspectra.config import Config, PositiveInt, Seed, Text
 
 BuiltTask = Literal["held_out_text", "cloze", "continuation", "minimal_pairs"]
 """The benchmarks that a study can build from its test split; any other task is lm-eval's."""
@@ -38,14 +38,14 @@ of the task's data set, for a task whose data set the hub no longer gives."""
 class BenchmarksConfig(Config):
     """The items of lm-eval's own tasks, fetched where there is a network."""
 
-    tasks: list[str]
+    tasks: list[Text]
     files: TaskFiles = {}
 
 
 class EvaluateConfig(Config):
     """One suite of lm-eval tasks on one model."""
 
-    tasks: Annotated[list[str], Field(min_length=1)]
+    tasks: Annotated[list[Text], Field(min_length=1)]
     num_fewshot: Annotated[int, Field(ge=0)] = 0
     batch_size: PositiveInt
     dtype: Literal["float32", "float16", "bfloat16"]

@@ -91,7 +91,7 @@ def load_tasks(
                     "or leave this task out of the study."
                 )
     if problems:
-        raise OpenSpectraError("\n".join(problems))
+        raise OpenSpectraError(*problems)
     return loaded
 
 

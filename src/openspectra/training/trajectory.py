@@ -58,7 +58,7 @@ def verify_trajectory(run: Artifact) -> int:
     """
     rows, folder = run.rows(TABLE), _kept_folder(run)
     if problems := [problem for row in rows if (problem := _problem(folder / row["file"], row, rows))]:
-        raise DamagedArtifactError("\n".join(problems))
+        raise DamagedArtifactError(*problems)
     return len(rows)
 
 
