@@ -1,7 +1,7 @@
 REPORTED = [
     *CORPUS,
     f"{RESULTS}/tokenizer/manifest.json",
-    *expand(f"{RESULTS}/tokens/{{split}}/manifest.json", split=STUDY.splits),
+    *TOKENS,
     *BUILT_TASKS,
     *CONTAMINATION,
     *MODELS,
