@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated
+from uuid import uuid4
 
 import typer
 
@@ -208,7 +209,9 @@ def pretrain(
         from openspectra.training.pretrain import pretrain as run
 
         show_bar = log is None and sys.stderr.isatty()
-        run(resolved, *inputs, out, show_bar, fresh, world, interruption)
+        order, *ordered = os.environ.get("OPENSPECTRA_TRAIN_ANEW", " ").split(" ")  # by the workflow's --forcerun
+        order = uuid4().hex if fresh else order if resolved.model_id in ordered else None
+        run(resolved, *inputs, out, show_bar, order, world, interruption)
         logger.info("%s: done, in %s", resolved.model_id, out)
 
 
@@ -342,16 +345,44 @@ def track(
 
 @app.command()
 def verify(path: Annotated[Path, typer.Argument(help="Artifact, or a folder of artifacts.")]) -> None:
-    """Check every file and every parent of the artifacts below a folder."""
-    from openspectra.artifacts import verify_tree
-    from openspectra.training.trajectory import verify_trajectory
+    """Check every file and every parent of the artifacts below a folder; of `results/<study>`, that all are there."""
+    from openspectra.errors import DamagedArtifactError
+    from openspectra.upkeep import check_study
 
     with _session(None):
-        artifacts = verify_tree(path)
+        artifacts, kept, problems = check_study(path)
+        if problems:
+            raise DamagedArtifactError(*dict.fromkeys(line for lines in problems.values() for line in lines))
+        if not artifacts:
+            raise DamagedArtifactError(f"{path}: no artifact here; give a folder that holds a manifest.json.")
         files = sum(len(artifact.manifest.files) for artifact in artifacts)
-        kept = sum(verify_trajectory(artifact) for artifact in artifacts if artifact.manifest.stage == "pretrain")
         _say(f"{path}: {len(artifacts)} artifacts with {files} files are as their manifests say.")
         _say(f"{path}: {kept} checkpoints on the way hold the weights of their steps.")
+
+
+@app.command()
+def repair(study: Annotated[str, typer.Argument(help="Name of the study.")]) -> None:
+    """Read every file of a study and take the manifest from what is damaged: the workflow then makes it again.
+
+    A workflow finds the same by itself, except for altered content of large files, which takes time to read.
+    """
+    from openspectra.artifacts import MANIFEST
+    from openspectra.errors import ConfigError
+    from openspectra.upkeep import check_study
+
+    with _session(None):
+        if not Path("results", study).is_dir():
+            raise ConfigError(
+                [f"STUDY: {study!r} has no folder results/{study} here; give the name of a study that ran."]
+            )
+        for root in (Path("results", study), Path("reports", study)):
+            _, _, problems = check_study(root)
+            for path, lines in problems.items():
+                for line in lines:
+                    _say(line)
+                if path.name == MANIFEST:
+                    path.unlink(missing_ok=True)
+        _say(f"now makes it again, and what follows:  snakemake --cores all --config study={study}")
 
 
 @app.command()

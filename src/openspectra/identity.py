@@ -1,7 +1,9 @@
 """Names of artifacts and the order in which models are shown. Imports nothing heavy: tracking uses it too."""
 
 import json
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from openspectra.artifacts import Artifact
@@ -37,13 +39,13 @@ def artifact_id(artifact: Artifact) -> str:
 
 def evaluated_model(artifact: Artifact) -> str:
     """Return the id of the model an evaluation scored: the last two folders of its parent's path."""
-    path = artifact.folder / artifact.manifest.parents["model"].path
-    return "/".join(path.resolve().parts[-2:])
+    path = os.path.abspath(artifact.folder / artifact.manifest.parents["model"].path)
+    return "/".join(Path(path).parts[-2:])
 
 
 def suite_name(artifact: Artifact) -> str:
     """Return the suite of an evaluation: the name of its folder."""
-    return artifact.folder.resolve().name
+    return artifact.folder.absolute().name
 
 
 def run_facts_of(artifact: Artifact) -> dict[str, Any]:

@@ -161,6 +161,26 @@ class Study(StudyFile):
             configs["contamination"] = ContaminationConfig(benchmarks=corpus.benchmarks)
         return configs
 
+    @property
+    def artifacts(self) -> dict[str, str]:
+        """What the study consists of: the stage of every artifact by its place below `results/<name>`, causes first."""
+        places = {f"sources/parts/{name}/{job}": "source" for name, job in self.source_jobs}
+        if self.corpus:
+            places["sources"] = "sources"
+            places |= {f"corpus/parts/{part}": "part" for part in range(self.num_parts)} | {"corpus": "corpus"}
+        places["tokenizer"] = "tokenizer"
+        places |= {f"tokens/parts/{part}": "token_part" for part in range(self.num_parts)}
+        places |= {f"tokens/{split}": "tokens" for split in self.splits}
+        if self.lm_eval_tasks:
+            places["benchmarks"] = "benchmarks"
+        if self.evaluation and self.evaluation.built_tasks:
+            places["tasks"] = "tasks"
+        if self.checks_contamination:
+            places["contamination"] = "contamination"
+        places |= dict.fromkeys(self.pretrained, "pretrain") | dict.fromkeys(self.quantized, "quantize")
+        suites = self.evaluation.suites if self.evaluation else ()
+        return places | {f"evaluation/{model}/{suite}": "evaluate" for model in self.models for suite in suites}
+
     def report_config(self, name: str) -> ReportConfig:
         """Return the resolved config of the report of the study called `name`."""
         return ReportConfig(study=name, title=self.title, seed=self.seed, num_resamples=self.num_resamples)

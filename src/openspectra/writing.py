@@ -26,6 +26,8 @@ DISK_ERRORS = {
     errno.EOPNOTSUPP: "mount it with support for locks",
 }
 """What a disk may refuse, and the way out."""
+WAITS = "OPENSPECTRA_WAIT_FOR_WRITER"
+"""Set by the workflow for its jobs: a job that outlived a killed workflow is waited for, by hand it is an error."""
 
 
 @contextmanager
@@ -45,7 +47,10 @@ def only_writer(out: Path) -> Iterator[None]:
                 who = owner.read_text()
             except FileNotFoundError:  # it begins or ends just now
                 who = "another process"
-            raise OpenSpectraError(f"{out}: {who} is writing here; wait for it or stop it.") from None
+            if WAITS not in os.environ:
+                raise OpenSpectraError(f"{out}: {who} is writing here; wait for it or stop it.") from None
+            logger.warning("%s: %s is writing here, left by a workflow before; waiting until it ends", out, who)
+            lock.acquire(timeout=-1, poll_interval=0.5)
         try:
             if lock.lock_counter == 1:
                 if owner.exists():

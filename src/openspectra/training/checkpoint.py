@@ -113,10 +113,16 @@ class CheckpointFolder:
             logger.warning("%s: kept weights up to step %d and no training state; from step 0", self.folder, steps[-1])
         return None
 
-    def remove(self) -> None:
-        """Delete every state of this run."""
+    def begin_anew(self, order: str) -> None:
+        """Delete every state of this run, once for each order: the job that carries it out may be stopped and go on."""
+        mark = self.folder / "order"
+        if mark.is_file() and mark.read_text() == order:
+            return
         if self.folder.is_dir():
+            logger.info("%s: trains anew, as ordered; its states are removed", self.identity["config"]["model_id"])
             shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True)
+        write_atomically(mark, order.encode())
 
     def remove_other_runs(self) -> None:
         """Delete the states of earlier recipes; called once the new artifact stands."""

@@ -36,13 +36,14 @@ def pretrain(
     tokenizer: Artifact,
     out: Path,
     show_bar: bool,
-    fresh: bool,
+    order: str | None,
     world: World,
     interruption: Interruption,
 ) -> None:
     """Train one model to its last step and publish it in `out`; continue where an interrupted run stopped.
 
-    Every rank calls this; rank 0 alone writes. Raises `Interrupted` when a signal has asked the run to stop,
+    With an `order` it trains anew, unless states of that very order are there. Every rank calls this; rank 0 alone
+    writes. Raises `Interrupted` when a signal has asked the run to stop,
     `OpenSpectraError` when another process trains here.
     """
     started = time.time()
@@ -56,8 +57,8 @@ def pretrain(
         _train(config, parents, checkpoints, Progress(None, False), world, interruption)
         return
     with only_writer(out):
-        if fresh:
-            checkpoints.remove()
+        if order:
+            checkpoints.begin_anew(order)
         checkpoints.prepare()
         world.barrier()
         progress = Progress(out / "speed.jsonl", show_bar)
@@ -82,6 +83,7 @@ def _train(
     if module.step:
         logger.info("%s: continues from step %d of %d", config.model_id, module.step, config.max_steps)
     if module.step == config.max_steps:
+        logger.info("%s: nothing is left to train; `--forcerun pretrain_model` or --fresh trains anew", config.model_id)
         return module, module.llama
     checkpointing = Checkpointing(interruption)
     if not world.any(interruption.requested):
