@@ -92,7 +92,7 @@ class TrainingConfig(Config):
     checkpoints_per_run: PositiveInt
     validations_per_run: PositiveInt
     valid_sequences: PositiveInt
-    """Sequences of the valid split in each validation."""
+    """Sequences of each validation: a fixed sample of the whole valid split."""
     log_every_steps: PositiveInt
     export_dtype: Literal["float32", "float16"]
 
