@@ -241,15 +241,28 @@ def quantize(config: Config, out: Out, model: Model, train: Train, threads: Thre
 
 
 @app.command()
-def tasks(config: Config, out: Out, corpus: Corpus, log: Log = None) -> None:
-    """Build benchmarks from the documents of the test split."""
-    from openspectra.evaluation.build_tasks import build_tasks
+def tasks(
+    config: Config,
+    out: Out,
+    corpus: Annotated[Path | None, typer.Option("--corpus", help="Corpus artifact; none for ready tokens.")] = None,
+    test: Annotated[Path | None, typer.Option("--test", help="Token shards of the test split of ready tokens.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", help="Tokenizer of ready tokens.")] = None,
+    log: Log = None,
+) -> None:
+    """Build benchmarks from the documents of the test split: of a corpus, or of ready tokens as text."""
+    from openspectra.evaluation.build_tasks import build_tasks, build_tasks_from_tokens
     from openspectra.evaluation.config import TasksConfig
 
-    def run(config, corpus, folder):
-        return build_tasks(config, corpus, folder, os.path.relpath(out))
+    given = {"corpus": (corpus, "corpus"), "test": (test, "tokens"), "tokenizer": (tokenizer, "tokenizer")}
+    parents = {role: parent for role, parent in given.items() if parent[0]}
+    if set(parents) not in ({"corpus"}, {"test", "tokenizer"}):
+        raise typer.BadParameter(f"give --corpus, or --test and --tokenizer; got {sorted(parents) or 'neither'}.")
 
-    _run_stage("tasks", TasksConfig, config, out, log, {"corpus": (corpus, "corpus")}, run)
+    def run(config, folder, **parents):
+        build = build_tasks if corpus else build_tasks_from_tokens
+        return build(config, **parents, folder=folder, cwd_relative=os.path.relpath(out))
+
+    _run_stage("tasks", TasksConfig, config, out, log, parents, run)
 
 
 @app.command()

@@ -89,6 +89,8 @@ class Study(StudyFile):
             model_id=model_id,
             bits=model.bits,
             group_size=section.group_size[model.bits],
+            desc_act=section.desc_act,
+            damp_percent=section.damp_percent,
             num_calibration_samples=section.num_calibration_samples,
             calibration_sequence_length=section.calibration_sequence_length,
             calibration_set=model.calibration or 0,
@@ -102,8 +104,8 @@ class Study(StudyFile):
 
     @property
     def splits(self) -> list[Split]:
-        """Splits that become token shards: the test split is read as text, by the tasks alone."""
-        return ["train", "valid"]
+        """Splits that become token shards. The test split of a corpus is read as text; that of ready tokens is made text."""
+        return ["train", "valid"] if self.corpus else ["train", "valid", "test"]
 
     @property
     def source_jobs(self) -> list[tuple[str, int]]:
@@ -178,6 +180,7 @@ class Study(StudyFile):
             shape=LlamaShape(
                 vocab_size=math.ceil(self.tokenizer.vocab_size / multiple) * multiple,
                 max_position_embeddings=training.sequence_length,
+                initialization=training.initialization,
                 initializer_range=training.initializer_range,
                 **row.model_dump(),
             ),

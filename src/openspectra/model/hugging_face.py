@@ -64,5 +64,5 @@ def hugging_face_config(shape: LlamaShape, family: str, dtype: str, end_of_text:
         # both spellings: transformers 5 reads rope_parameters, 4 reads rope_theta and would silently take 10000
         "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
         "pretraining_model_parallel": shape.scales_per_matrix,  # the authors' name for scales per matrix
-        **shape.model_dump(exclude={"scales_per_matrix"}),
+        **shape.model_dump(exclude={"scales_per_matrix", "initialization"}),
     }
