@@ -39,13 +39,17 @@ Part = Annotated[int, typer.Option("--part", min=0, help="Number of the part.")]
 
 @app.command()
 def check(study: Annotated[Path, typer.Argument(help="Study file (YAML).")]) -> None:
-    """Check a study file, with all its problems at once, and list its models."""
+    """Check a study file, with all its problems at once, and list its models with their sizes in bits."""
     from openspectra.study import load_study
 
     loaded = load_study(study)
-    for model_id, run in loaded.pretrained.items():
-        typer.echo(f"{model_id}: {run.summary}")
-    typer.echo(f"{study}: valid; {len(loaded.models)} models, {len(loaded.quantized)} of them quantized.")
+    for model_id, bits in loaded.sizes_in_bits.items():
+        run = loaded.pretrained.get(model_id)
+        typer.echo(f"{model_id}: {bits / 1e9:,.4g} Gbit" + (f", {run.summary}" if run else ""))
+    num_models, made = len(loaded.compared_models), len(loaded.quantized)
+    quantized = num_models - len(loaded.pretrained)
+    sets = f", each the mean over {made // quantized} calibration sets ({made} QuantLMs)" if made > quantized else ""
+    typer.echo(f"{study}: valid; {num_models} models, {quantized} of them quantized{sets}.")
 
 
 @app.command()

@@ -15,7 +15,7 @@ STAGE_VERSIONS = {
     "benchmarks": 1,
     "contamination": 3,
     "pretrain": 3,
-    "checkpoint": 1,
+    "checkpoint": 2,
     "quantize": 3,
     "tasks": 1,
     "evaluate": 1,

@@ -4,12 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
+from openspectra.artifacts import open_artifact, write_artifact, write_json
+from openspectra.data.config import TokenizerConfig
+from openspectra.model.config import LlamaShape
 from openspectra.model.families import FAMILY_NAMES, load_family
+from openspectra.model.hugging_face import save_model
 from openspectra.model.llama import Llama
-from openspectra.model.size import bits_per_weight, model_size_bits
+from openspectra.model.size import bits_per_weight, counted_parameters
+from openspectra.model_ids import ModelId
 from openspectra.strict_yaml import read_yaml
-from openspectra.study import load_study
+from openspectra.study import Study, load_study
+from openspectra.study_file import SizeConfig
 
 ROOT = Path(__file__).parents[2]
 SUITE = read_yaml(ROOT / "resources" / "paper" / "suite.yaml")
@@ -22,8 +30,8 @@ GIGABITS_KEY = {
     "quantlm-4bit": "q4",
     "quantlm-3bit": "q3",
 }
-COUNTED_VOCABULARY = 50304
-"""Rows behind the paper's parameter counts and sizes at every size; the files of 1.1B, 1.5B and 3.9B hold more."""
+PRINTED_TOKENS_PER_STEP = {"floatlm": 2_000_000, "trilm": 1_000_000}
+SEQUENCES_PER_STEP = {"floatlm": 1024, "trilm": 512}
 PRINTED_SMALLER = {"190M": 190.0e6}
 """The paper prints 190.0M; its shapes give 190.54M, which is also what its printed size in bits needs."""
 
@@ -33,16 +41,21 @@ def study():
     return load_study(ROOT / "studies" / "paper.yaml")
 
 
-def counted_shape(study, size):
-    """Return the shape of a size with the vocabulary that the paper counts."""
-    shape = study.pretrained[f"floatlm/{size}"].shape
-    return shape.model_copy(update={"vocab_size": COUNTED_VOCABULARY})
-
-
 def test_study_has_the_54_models_of_nine_sizes(study):
     quantized = {f"quantlm/{size}-{bits}bit" for size in PAPER for bits in SUITE["quant_lm"]["bits"]}
-    assert set(study.models) == {f"{family}/{size}" for family in ("floatlm", "trilm") for size in PAPER} | quantized
-    assert len(study.models) == SUITE["paper"]["models_total"] == 54
+    trained = {f"{family}/{size}" for family in ("floatlm", "trilm") for size in PAPER}
+    assert set(study.compared_models) == trained | quantized
+    assert len(study.compared_models) == SUITE["paper"]["models_total"] == 54
+
+
+def test_three_calibration_sets_stand_behind_every_quantlm(study):
+    """The paper averages the scores of three (suite.yaml, quant_lm.repeats): 108 QuantLMs behind 36 ids."""
+    assert "three calibration sets" in SUITE["quant_lm"]["repeats"]
+    sets = {}
+    for model_id, run in study.quantized.items():
+        sets.setdefault(model_id.partition("-c")[0], []).append(run.calibration_set)
+    assert len(study.quantized) == 108 and len(sets) == 36
+    assert all(numbers == [0, 1, 2] for numbers in sets.values())
 
 
 @pytest.mark.parametrize("size", PAPER)
@@ -69,26 +82,28 @@ def test_shape_is_the_published_one(study, size):
 @pytest.mark.parametrize("size", PAPER)
 def test_parameter_counts_are_the_published_ones(study, size):
     row = PAPER[size]
-    shape = counted_shape(study, size)
+    shape = study.pretrained[f"floatlm/{size}"].shape
     assert shape.num_linear_parameters == row["params_linear"]
-    assert shape.num_parameters == row["params_total_50304"]
+    counted = counted_parameters(shape.num_parameters, shape, study.tokenizer.vocab_size)
+    assert counted == row["params_total_50304"]
     printed = row["params_paper"]
     if size in PRINTED_SMALLER:
         assert printed == PRINTED_SMALLER[size]
-        assert shape.num_parameters == 190_538_496
+        assert counted == 190_538_496
     else:
-        assert shape.num_parameters == pytest.approx(printed, rel=5e-4)  # printed with four digits
+        assert counted == pytest.approx(printed, rel=5e-4)  # printed with four digits
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 @pytest.mark.parametrize("size", PAPER)
 def test_built_model_has_the_published_parameters(study, size, family):
-    row, shape = PAPER[size], counted_shape(study, size)
+    row, shape = PAPER[size], study.pretrained[f"floatlm/{size}"].shape
     with torch.device("meta"):
         model = Llama(shape, family)
     built = sum(parameter.numel() for parameter in model.parameters())
     block_norms = 0 if load_family(family).has_block_norms else 2 * row["layers"] * row["hidden"]
-    assert built == row["params_total_50304"] - block_norms
+    assert built == row["params_total_checkpoint"] - block_norms
+    assert counted_parameters(built, shape, study.tokenizer.vocab_size) == row["params_total_50304"] - block_norms
     linear = sum(layer.weight.numel() for _, group in model.groups() for layer in group.layers.values())
     assert linear == row["params_linear"]
     assert {group.shards.view[1] for _, group in model.groups()} == {row["mp"], 2 * row["mp"]}  # gate and up stacked
@@ -114,8 +129,8 @@ def test_peak_rates_are_the_published_ones(study, size):
 def test_batch_holds_the_published_number_of_tokens(study, family, key):
     run = study.pretrained[f"{family}/99M"]
     assert run.sequence_length == SUITE["training_common"]["sequence_length"]
-    # 2M and 1M are printed without more digits: the nearest whole number of sequences is 0.06 % below
-    assert run.tokens_per_step == pytest.approx(SUITE[key]["batch_tokens"], rel=1e-3)
+    assert run.global_batch_size == SEQUENCES_PER_STEP[family]
+    assert round(run.tokens_per_step, -6) == SUITE[key]["batch_tokens"] == PRINTED_TOKENS_PER_STEP[family]
     assert run.max_steps * run.tokens_per_step == pytest.approx(SUITE["paper"]["tokens_per_run"], rel=1e-5)
 
 
@@ -143,15 +158,40 @@ def test_quantization_is_the_published_one(study):
         assert bits_per_weight(f"quantlm-{run.bits}bit", run.group_size) == published["effective_bits"][run.bits]
 
 
-@pytest.mark.parametrize("size", PAPER)
-def test_size_in_bits_is_the_printed_one(study, size):
-    shape = counted_shape(study, size)
-    group_sizes = {f"quantlm-{bits}bit": group for bits, group in study.quantization.group_size.items()}
-    for kind, key in GIGABITS_KEY.items():
-        bits = model_size_bits(
-            shape.num_linear_parameters, shape.num_parameters, bits_per_weight(kind, group_sizes.get(kind))
-        )
-        assert bits / 1e9 == pytest.approx(PAPER[size]["gigabits"][key], abs=0.01), kind
+def test_all_54_sizes_in_bits_are_the_printed_ones(study):
+    assert len(study.sizes_in_bits) == 54
+    for model_id, bits in study.sizes_in_bits.items():
+        model = ModelId.parse(model_id)
+        printed = PAPER[model.size]["gigabits"][GIGABITS_KEY[model.kind]]
+        assert bits / 1e9 == pytest.approx(printed, abs=0.01), model_id
+
+
+@pytest.mark.parametrize("family", ["trilm", "bitnet"])
+def test_size_of_a_made_model_is_that_of_its_study(family, tmp_path):
+    """The file holds rows for six scales per matrix; its size in bits counts those that the paper counts."""
+    shape = LlamaShape(
+        vocab_size=768, hidden_size=96, intermediate_size=192, num_hidden_layers=2, num_attention_heads=6,
+        scales_per_matrix=6,
+    )  # fmt: skip
+    config = TokenizerConfig(vocab_size=300)
+    with write_artifact(tmp_path / "tokenizer", "tokenizer", config, {}) as draft:
+        (draft.folder / "tokenizer.json").write_text(Tokenizer(BPE({"<|endoftext|>": 0}, [])).to_str())
+        write_json(draft.folder / "tokenizer_config.json", {"eos_token": "<|endoftext|>"})
+        draft.metrics["vocab_size"] = 300
+    counts = save_model(Llama(shape, family), family, "float16", open_artifact(tmp_path / "tokenizer"), tmp_path)
+    norms = 96 if family == "bitnet" else 96 * 5
+    linear = 2 * (4 * 96**2 + 3 * 96 * 192)
+    assert counts["num_parameters"] == linear + norms + 2 * 768 * 96
+    assert counts["num_counted_parameters"] == linear + norms + 2 * 384 * 96
+    assert counts["model_size_bits"] == pytest.approx(1.58 * linear + 16 * (norms + 2 * 384 * 96))
+    content = read_yaml(ROOT / "studies/paper-mini.yaml")
+    row = {key: value for key, value in shape.model_dump().items() if key in SizeConfig.model_fields}
+    recipe = content["families"]["trilm"] | {"peak_lr": {"x": 1e-3}}
+    study = Study.model_validate(
+        content | {"base": None, "tokenizer": config.model_dump(), "sizes": {"x": row}, "families": {family: recipe}}
+        | {"quantization": None, "seed": 1}
+    )  # fmt: skip
+    assert study.sizes_in_bits == {f"{family}/x": counts["model_size_bits"]}
 
 
 def test_tasks_are_the_published_ones(study):
@@ -159,7 +199,7 @@ def test_tasks_are_the_published_ones(study):
     tasks = [task for suite in suites.values() for task in suite.tasks]
     assert len(tasks) == len(set(tasks))
     published = {*SUITE["evaluation"]["tasks"], "bigbench_bbq_lite_json_multiple_choice"}
-    assert set(tasks) == published
+    assert set(tasks) == published | {"held_out_text"}  # loss and perplexity on the test split
     for suite in suites.values():
         assert (suite.num_fewshot, suite.batch_size) == (
             SUITE["evaluation"]["shots"],
@@ -172,4 +212,4 @@ def test_tasks_exist_in_the_harness(study):
     from lm_eval.tasks import TaskManager
 
     known = TaskManager().task_index
-    assert not [task for suite in study.evaluation.suites.values() for task in suite.tasks if task not in known]
+    assert study.lm_eval_tasks and not [task for task in study.lm_eval_tasks if task not in known]

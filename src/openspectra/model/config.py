@@ -54,8 +54,13 @@ class LlamaShape(Config):
     @property
     def num_parameters(self) -> int:
         """All parameters: linear layers, two norms per block and a final one, untied embedding and head."""
-        norms = (2 * self.num_hidden_layers + 1) * self.hidden_size
+        norms = self.num_block_norm_parameters + self.hidden_size
         return self.num_linear_parameters + norms + 2 * self.vocab_size * self.hidden_size
+
+    @property
+    def num_block_norm_parameters(self) -> int:
+        """Parameters of the two norms of every block, which families without block norms lack."""
+        return 2 * self.num_hidden_layers * self.hidden_size
 
     @model_validator(mode="after")
     def _divisible(self):
