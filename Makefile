@@ -16,10 +16,10 @@ TORCH := $(shell sed -n 's/^ *"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport PYTHONPATH
 # After the installation nothing asks the network.
-demo rates test test-slow lint: export HF_HUB_OFFLINE := 1
-demo rates test test-slow lint: export HF_DATASETS_OFFLINE := 1
+demo rates readme test test-slow lint: export HF_HUB_OFFLINE := 1
+demo rates readme test test-slow lint: export HF_DATASETS_OFFLINE := 1
 
-.PHONY: help env demo rates test test-slow lint clean
+.PHONY: help env demo rates readme test test-slow lint clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -54,6 +54,10 @@ rates: env  ## sweep the demo's peak rates and record the table that the demo re
 	@snakemake --cores all --quiet host rules --config study=demo-rates report
 	@{ echo "# make rates, $$(date -u +%F), $$(nproc) cores, $$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1)"; \
 	  cat reports/demo-rates/rates.csv; } > resources/demo-rates.csv
+
+readme: demo  ## write the demo's tables into README.md
+	@mkdir -p resources/demo && cp reports/demo/{models,scores,gaps}.csv resources/demo
+	@openspectra tables resources/demo README.md
 
 test: env  ## every test that is not slow
 	@python -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)

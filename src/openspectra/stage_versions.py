@@ -19,5 +19,5 @@ STAGE_VERSIONS = {
     "quantize": 3,
     "tasks": 1,
     "evaluate": 1,
-    "report": 3,
+    "report": 4,
 }

@@ -163,12 +163,6 @@ def test_read_table_names_absent_column(tmp_path):
         read_table(path, ("task", "value"), text=("task",))
 
 
-def test_assumptions_are_collected_from_the_source():
-    found = {(each.path, each.text) for each in provenance.assumptions()}
-    assert ("quantization/config.py", "GPTQ's default; the paper does not state it") in found
-    assert not any(path.startswith("reporting/") for path, _ in found)
-
-
 def test_settings_show_rates_by_size(tmp_path):
     study = FakeStudy(tmp_path / "results")
     study.add_data()

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from reporting_study import FakeStudy
 
@@ -10,7 +11,8 @@ from openspectra.errors import OpenSpectraError
 from openspectra.model_ids import ModelId
 from openspectra.reporting.config import ReportConfig
 from openspectra.reporting.page import write_report
-from openspectra.reporting.sweep import budget, choices, departures, read_rates, write_sweep_table
+from openspectra.reporting.sweep import budget, choices, departures, read_rates, sweep_table
+from openspectra.reporting.tables import write_csv
 from openspectra.strict_yaml import read_yaml
 from openspectra.study import Study
 
@@ -26,8 +28,15 @@ def sweep(tmp_path_factory) -> FakeStudy:
     return study
 
 
+def written(artifacts: list, folder: Path) -> pd.DataFrame:
+    """Return the table of a sweep, written to `rates.csv` as its report writes it."""
+    table = sweep_table(artifacts)
+    write_csv(table, folder / "rates.csv")
+    return table
+
+
 def test_sweep_table_picks_the_minimum(sweep, tmp_path):
-    table = write_sweep_table(list(sweep.artifacts.values())[::-1], tmp_path / "rates.csv")
+    table = written(list(sweep.artifacts.values())[::-1], tmp_path)
     assert table["peak_lr"][:4].tolist() == [2e-3, 4e-3, 8e-3, 1.6e-2]
     floatlm, trilm = choices(read_rates(tmp_path / "rates.csv"))
     assert (floatlm.family, floatlm.size, floatlm.peak_lr, floatlm.edge) == ("floatlm", "0.4M", 4e-3, None)
@@ -36,12 +45,12 @@ def test_sweep_table_picks_the_minimum(sweep, tmp_path):
 
 def test_choice_at_the_edge_is_said(sweep, tmp_path):
     artifacts = [artifact for name, artifact in sweep.artifacts.items() if "lr3e-2" not in name]
-    trilm = choices(write_sweep_table(artifacts, tmp_path / "rates.csv"))[1]
+    trilm = choices(written(artifacts, tmp_path))[1]
     assert trilm.edge == "highest"
 
 
 def test_loss_no_better_than_guessing_counts_as_diverged(sweep, tmp_path):
-    table = write_sweep_table(list(sweep.artifacts.values()), tmp_path / "rates.csv")
+    table = written(list(sweep.artifacts.values()), tmp_path)
     assert table.loc[table["diverged"], "peak_lr"].tolist() == [3e-2]
 
 
@@ -57,7 +66,7 @@ def test_every_rate_diverged_is_no_choice(tmp_path):
 
 
 def test_study_reads_the_rate_that_the_report_rings(sweep, tmp_path):
-    write_sweep_table(list(sweep.artifacts.values()), tmp_path / "rates.csv")
+    written(list(sweep.artifacts.values()), tmp_path)
     data = read_yaml(TINY)
     data["sizes"] = {"0.4M": data["sizes"].popitem()[1]}
     for family in data["families"].values():

@@ -121,7 +121,7 @@ def test_batch_steps_and_warmup_stand_beside_the_gaps(study):
     for name in ("floatlm/0.4M", "trilm/0.4M", "bilm/0.4M"):
         study.add_pretrained(name)
     results = results_of(study)
-    groups = sections.training_section(results, twin_trajectories(results, 10, seed=1), ternary_table(results))
+    groups = sections.training_section(results, CONFIG).parts
     (group,) = [group for group in groups if group.title == "Gap between twins over training"]
     assert group.notes == [
         "All pairs (model | FloatLM): tokens per step 2,048 | 2,048, steps 1,500 | 1,500, warm-up steps 60 | 60."

@@ -3,8 +3,10 @@
 import re
 from pathlib import Path
 
+from openspectra.assumptions import study_files
 from openspectra.errors import ConfigError
 from openspectra.model_ids import ModelId
+from openspectra.reporting.plan import plan_of
 from openspectra.stage_versions import STAGE_VERSIONS
 from openspectra.study import load_study, resolved_configs
 
@@ -27,7 +29,6 @@ CORPUS_PARTS = [f"{RESULTS}/corpus/parts/{part}/manifest.json" for part in range
 CORPUS = [f"{RESULTS}/corpus/manifest.json"] if STUDY.corpus else []  # none where the text is tokens already
 TOKEN_PARTS = [f"{RESULTS}/tokens/parts/{part}/manifest.json" for part in range(STUDY.num_parts)]
 CONTAMINATION = [f"{RESULTS}/contamination/manifest.json"] if STUDY.checks_contamination else []
-MODELS = expand(f"{RESULTS}/{{model}}/manifest.json", model=STUDY.models)
 SUITES = STUDY.evaluation.suites if STUDY.evaluation else {}
 EVALUATIONS = expand(f"{RESULTS}/evaluation/{{model}}/{{suite}}/manifest.json", model=STUDY.models, suite=SUITES)
 BENCHMARKS = [f"{RESULTS}/benchmarks/manifest.json"] if STUDY.lm_eval_tasks else []

@@ -1,12 +1,4 @@
-REPORTED = [
-    *CORPUS,
-    f"{RESULTS}/tokenizer/manifest.json",
-    *expand(f"{RESULTS}/tokens/{{split}}/manifest.json", split=STUDY.splits),
-    *BUILT_TASKS,
-    *CONTAMINATION,
-    *MODELS,
-    *EVALUATIONS,
-]
+REPORTED = [f"{RESULTS}/{name}/manifest.json" for name in plan_of(STUDY).artifacts]
 
 
 rule render_report:
@@ -14,6 +6,7 @@ rule render_report:
         config=f"{RESULTS}/configs/report.json",
         artifacts=REPORTED,
         rates=STUDY.rates_tables,
+        study=study_files(Path(STUDY_FILE)),  # read for its assumptions, which stand in comments
     output:
         f"{REPORTS}/manifest.json",
     log:
@@ -21,12 +14,14 @@ rule render_report:
     params:
         stage_version=STAGE_VERSIONS["report"],
         rates=[f"--rates {path}" for path in STUDY.rates_tables],
+        study=STUDY_FILE,
     conda:
         ENVIRONMENT
     message:
         "report"
     shell:
-        "openspectra report --config {input.config} {params.rates} --out $(dirname {output}) --log {log} {input.artifacts}"
+        "openspectra report --study {params.study} --config {input.config} {params.rates} --out $(dirname {output}) "
+        "--log {log} {input.artifacts}"
 
 
 rule track_artifacts:

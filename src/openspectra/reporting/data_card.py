@@ -19,8 +19,7 @@ from openspectra.reporting.drawing import (
 )
 from openspectra.reporting.formats import Cell, counted, missing, percent, scaled
 from openspectra.reporting.provenance import SHORT_HASH
-from openspectra.reporting.sections import FigureGroup
-from openspectra.reporting.views import Row, View
+from openspectra.reporting.section import FigureGroup, Row, View
 
 SPLITS = ("train", "valid", "test")
 KINDS = list(COLOURS)
@@ -54,9 +53,11 @@ def data_card(artifacts: Iterable[Artifact]) -> DataCard | None:
     totals = {split: merged(source["splits"][split] for source in card.values()) for split in SPLITS}
     views = [("Documents by source", _counts(card))]
     views += [(f"Split {split} by source", _split(table, split, totals[split])) for split in SPLITS]
-    found = next((a.manifest.metrics for a in artifacts if a.manifest.stage == "contamination"), None)
+    found = next((a for a in artifacts if a.manifest.stage == "contamination"), None)
     if found:
-        views.append(("Benchmark items that share 13 words in a row with the train split", _contamination(found)))
+        words = found.manifest.config["ngram_words"]
+        title = f"Benchmark items that share {words} words in a row with the train split"
+        views.append((title, _contamination(found.manifest.metrics, words)))
     lengths = FigureGroup(
         "Lengths of documents",
         "Share of a source's documents by their length, in bins of a factor of two.",
@@ -176,8 +177,8 @@ def _split(table: pd.DataFrame, split: str, total: dict[str, Any]) -> View:
     return View([("Documents", ""), ("Bytes", ""), *tokens, ("Hash", "of the documents")], rows)
 
 
-def _contamination(found: dict[str, Any]) -> View:
-    columns = {"num_items": "Items", "num_too_short": "Under 13 words", "num_found": "Found in train"}
+def _contamination(found: dict[str, Any], words: int) -> View:
+    columns = {"num_items": "Items", "num_too_short": f"Under {words} words", "num_found": "Found in train"}
     rows = [Row(name, "", "", [_count(entry[key]) for key in columns]) for name, entry in found.items()]
     return View([(title, "") for title in columns.values()], rows)
 

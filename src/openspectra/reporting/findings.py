@@ -3,7 +3,7 @@
 from openspectra.identity import kind_label
 from openspectra.reporting.formats import interval_text, signed
 from openspectra.reporting.load import Results
-from openspectra.reporting.statistics import DocumentLosses, main_scores
+from openspectra.reporting.statistics import LEVEL_TEXT, DocumentLosses, main_scores
 from openspectra.reporting.tables import Gap
 
 CLEAR = 2
@@ -48,7 +48,7 @@ def _gap_sentence(gap: Gap) -> str:
     verdict = "excludes zero" if interval.excludes_zero else "includes zero"
     return (
         f"{kind_label(gap.model.id.kind)} {_label(gap)}: test loss {side} its FloatLM twin, {signed(interval.value)} nats/token"
-        f" (95\u00a0%: {interval_text(interval, 4, with_sign=True)}; {verdict})."
+        f" ({LEVEL_TEXT}: {interval_text(interval, 4, with_sign=True)}; {verdict})."
     )
 
 
@@ -68,7 +68,7 @@ def _range_sentence(kind: str, gaps: list[Gap]) -> str:
     span = low if low == high else f"{low} to {high}"
     return (
         f"{kind_label(kind)}: test loss differs from that of its FloatLM by {span} nats/token; "
-        f"the 95\u00a0% interval excludes zero for {clear} of {len(gaps)} models."
+        f"the {LEVEL_TEXT} interval excludes zero for {clear} of {len(gaps)} models."
     )
 
 
@@ -97,7 +97,7 @@ def _above_chance(results: Results) -> list[str]:
     counts = [
         f"{task} {clear[rows.index].sum()} of {len(rows)} models" for task, rows in main.groupby("task", sort=True)
     ]
-    return [f"Accuracy more than two standard errors above chance: {', '.join(counts)}."] if counts else []
+    return [f"Accuracy more than {CLEAR} standard errors above chance: {', '.join(counts)}."] if counts else []
 
 
 def _label(gap: Gap) -> str:

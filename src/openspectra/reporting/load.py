@@ -14,16 +14,25 @@ import pandas as pd
 
 from openspectra.artifacts import Artifact
 from openspectra.errors import OpenSpectraError
+from openspectra.evaluation.scores import DOCUMENT_COLUMNS, SCORE_COLUMNS
 from openspectra.identity import evaluated_model, in_order, kind_rank, suite_name
 from openspectra.model_ids import ModelId
+from openspectra.reporting.plan import Plan
 
 MODEL_STAGES = ("pretrain", "quantize")
-SCORE_COLUMNS = ("task", "metric", "filter", "value", "stderr", "num_samples", "chance")
-DOCUMENT_COLUMNS = ("task", "document_id", "num_tokens", "num_bytes", "log_likelihood")
 CURVE_COLUMNS = ("step", "tokens_seen")
 CURVE_TEXT = ("layer",)
 ACCURACY_METRICS = ("acc_norm", "acc", "exact_match")
 """Metrics that may stand for a task, best first, where its builder names none."""
+PAPER_AVERAGE = {
+    "arc_challenge": "acc_norm",
+    "arc_easy": "acc_norm",
+    "boolq": "acc",
+    "hellaswag": "acc_norm",
+    "piqa": "acc_norm",
+    "winogrande": "acc",
+}
+"""The six tasks that the paper averages, each by this metric (resources/paper/suite.yaml, evaluation)."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,8 @@ class Results:
     """Columns model_id and those of `documents.csv`: test documents, log-likelihood in nats summed over each."""
     task_facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Chance level, number of items and main metric of the built tasks."""
+    plan: Plan | None = None
+    """What the study plans, where its file is known."""
 
     @property
     def study_models(self) -> list[Model]:
@@ -80,9 +91,9 @@ class Results:
 
     @cached_property
     def main_metrics(self) -> dict[str, str]:
-        """Accuracy tasks in order, each with the metric that stands for it."""
+        """Accuracy tasks in order, each with the metric that stands for it; the parts of groups are left out."""
         found = {}
-        for task, rows in self.scores.groupby("task", sort=True):
+        for task, rows in self.scores[~self.scores["is_part"]].groupby("task", sort=True):
             named = self.task_facts.get(task.partition(" (")[0], {}).get("main_metric")
             choices = [metric for metric in (named, *ACCURACY_METRICS) if metric in ACCURACY_METRICS]
             metric = next((choice for choice in choices if choice in set(rows["metric"])), None)
@@ -90,17 +101,30 @@ class Results:
                 found[task] = metric
         return found
 
+    @cached_property
+    def averaged(self) -> dict[str, str]:
+        """The tasks of the mean accuracy with their metrics: the paper's six where all are there, else every one."""
+        return PAPER_AVERAGE if self.has_paper_average else self.main_metrics
+
+    @property
+    def has_paper_average(self) -> bool:
+        return PAPER_AVERAGE.keys() <= self.main_metrics.keys()
+
     @property
     def is_sweep(self) -> bool:
         """Whether this is a sweep of peak rates: variants of the rate, and nothing scored on the test split."""
         rates = any((model.id.variant or "").startswith("lr") for model in self.models)
-        return rates and not any(artifact.manifest.stage == "evaluate" for artifact in self.artifacts)
+        evaluates = any(artifact.manifest.stage == "evaluate" for artifact in self.artifacts)
+        return rates and not evaluates and not (self.plan and self.plan.suites)
 
 
-def load_results(artifacts: list[Artifact]) -> Results:
-    """Return the tables of a study. Raises `DamagedArtifactError` where a file differs from its manifest."""
+def load_results(artifacts: list[Artifact], plan: Plan | None = None) -> Results:
+    """Return the tables of a study, as far as its artifacts are given; `plan` names what should be there.
+
+    Raises `DamagedArtifactError` where a file differs from its manifest.
+    """
     artifacts = in_order(artifacts)
-    models = _models(artifacts)
+    models = _models(artifacts, plan)
     task_facts = {
         task: facts
         for artifact in artifacts
@@ -110,7 +134,8 @@ def load_results(artifacts: list[Artifact]) -> Results:
     }
     scores = _stack(models, "scores.csv", SCORE_COLUMNS, text=("task", "metric", "filter"))
     documents = _stack(models, "documents.csv", DOCUMENT_COLUMNS, text=("task", "document_id"))
-    return Results(artifacts, models, _named_by_suite(scores), _named_by_suite(documents), task_facts)
+    scores = scores.assign(is_part=_parts_of_groups(scores, models))
+    return Results(artifacts, models, _named_by_suite(scores), _named_by_suite(documents), task_facts, plan)
 
 
 def read_curve(model: Model, name: str) -> pd.DataFrame | None:
@@ -141,11 +166,14 @@ def read_table(path: Path, columns: tuple[str, ...], text: tuple[str, ...]) -> p
     return table
 
 
-def _models(artifacts: list[Artifact]) -> list[Model]:
-    """Return every model given, then the gaps in the grid of sizes and kinds, ordered by size and kind."""
+def _models(artifacts: list[Artifact], plan: Plan | None) -> list[Model]:
+    """Return every model given or planned, and the gaps in the grid of sizes and kinds, ordered by size and kind."""
     made = [artifact for artifact in artifacts if artifact.manifest.stage in MODEL_STAGES]
     evaluations = [artifact for artifact in artifacts if artifact.manifest.stage == "evaluate"]
-    models = [_with_evaluations(artifact, evaluations) for artifact in made]
+    models = [_with_evaluations(artifact, evaluations, plan) for artifact in made]
+    given = {model.id for model in models}
+    planned = [ModelId.parse(name) for name in plan.models] if plan else []
+    models += [Model(each, missing=("planned, and not there",)) for each in planned if each not in given]
     gaps = [Model(model_id, missing=("no artifact of this model was given",)) for model_id in _grid_gaps(models)]
     width = {
         size: max(model.metric("num_parameters") or 0 for model in models if model.id.size == size)
@@ -157,8 +185,8 @@ def _models(artifacts: list[Artifact]) -> list[Model]:
     )
 
 
-def _with_evaluations(artifact: Artifact, evaluations: list[Artifact]) -> Model:
-    """Return the model with the evaluations made from exactly this artifact, or with the reason why it has none."""
+def _with_evaluations(artifact: Artifact, evaluations: list[Artifact], plan: Plan | None) -> Model:
+    """Return the model with the evaluations made from exactly this artifact, and the reason why any is missing."""
     name = artifact.manifest.config["model_id"]
     own = tuple(each for each in evaluations if each.manifest.parents["model"].sha256 == artifact.sha256)
     missing = ()
@@ -169,6 +197,9 @@ def _with_evaluations(artifact: Artifact, evaluations: list[Artifact]) -> Model:
             if stale
             else "not evaluated: no evaluation of this model was given",
         )
+    elif own and plan and name in plan.models:
+        done = {suite_name(each) for each in own}
+        missing = tuple(f"not evaluated on suite {suite}" for suite in plan.suites if suite not in done)
     return Model(ModelId.parse(name), artifact, own, missing)
 
 
@@ -191,6 +222,21 @@ def _stack(models: list[Model], name: str, columns: tuple[str, ...], text: tuple
         if artifact.has(name)
     ]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["model_id", "suite", *columns])
+
+
+def _parts_of_groups(scores: pd.DataFrame, models: list[Model]) -> pd.Series:
+    """Return which rows are parts of a task group: tasks that the config of their evaluation does not name.
+
+    Where it names a collection that has no score of its own, what the collection holds stands for it.
+    """
+    parts = pd.Series(False, index=scores.index)
+    for model in models:
+        for artifact in model.evaluations:
+            own = (scores["model_id"] == str(model.id)) & (scores["suite"] == suite_name(artifact))
+            named = set(artifact.manifest.config["tasks"])
+            if named <= set(scores.loc[own, "task"]):
+                parts |= own & ~scores["task"].isin(named)
+    return parts
 
 
 def _named_by_suite(table: pd.DataFrame) -> pd.DataFrame:

@@ -3,7 +3,6 @@
 Equal artifacts give equal bytes: no time, no absolute path, no random draw without a seed goes in.
 """
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,84 +11,55 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from openspectra.artifacts import Artifact
-from openspectra.model_ids import ModelId
-from openspectra.reporting import provenance, sections, sweep, tables, ternary, twins, views
+from openspectra.reporting import sections
 from openspectra.reporting.config import ReportConfig
-from openspectra.reporting.data_card import DataCard, data_card
-from openspectra.reporting.drawing import Drawing
-from openspectra.reporting.findings import findings
 from openspectra.reporting.load import Results, load_results
-from openspectra.reporting.sections import FigureGroup
+from openspectra.reporting.plan import plan_of
+from openspectra.reporting.section import Section
 from openspectra.reporting.statistics import DocumentLosses, document_losses
+from openspectra.reporting.sweep import choices
+from openspectra.reporting.tables import write_csv
+from openspectra.study import load_study
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-@dataclass
-class Page:
-    """What the template shows. What stays empty leaves its section out."""
-
-    config: ReportConfig
-    results: Results
-    losses: DocumentLosses
-    findings: list[str] = field(default_factory=list)
-    models: views.View | None = None
-    gaps: views.View | None = None
-    scaling: list[FigureGroup] = field(default_factory=list)
-    gap_figures: FigureGroup | None = None
-    training: list[FigureGroup] = field(default_factory=list)
-    data: DataCard | None = None
-    rates: FigureGroup | None = None
-    choices: views.View | None = None
-    runs: views.View | None = None
-    rate_notes: list[str] = field(default_factory=list)
-    downloads: list[str] = field(default_factory=list)
-
-    @property
-    def drawings(self) -> list[Drawing]:
-        groups = [*self.scaling, self.gap_figures, *self.training, self.rates, self.data and self.data.lengths]
-        return [drawing for group in groups if group for drawing in group.drawings]
-
-
 def write_report(
-    config: ReportConfig, artifacts: list[Artifact], folder: Path, rates_table: Path | None = None
+    config: ReportConfig,
+    artifacts: list[Artifact],
+    folder: Path,
+    rates_table: Path | None = None,
+    study: Path | None = None,
 ) -> dict[str, Any]:
     """Write `index.html`, figures and tables into `folder` and return summary metrics.
 
     `rates_table` is the result of a sweep, a CSV with columns family, size, peak_lr and valid_loss: its curves are
-    shown beside the study that takes its rates from it. A sweep itself gets `rates.csv` in place of scores.
+    shown beside the study that takes its rates from it. A sweep itself gets `rates.csv` in place of scores. `study` is
+    the study's file: with it the page lists its assumptions, and names what it plans and `artifacts` lack.
     """
-    results = load_results(artifacts)
+    results = load_results(artifacts, plan_of(load_study(study)) if study else None)
     losses = document_losses(results.documents, config.num_resamples, config.seed)
-    page = Page(config, results, losses)
-    metrics = _fill_sweep(page, folder) if results.is_sweep else _fill_study(page, folder)
-    if rates_table is not None and not results.is_sweep:
-        page.rate_notes = sweep.remarks(rates_table)
-        _fill_rates(page, sweep.read_rates(rates_table))
-    _fill_training(page, folder)
-    _fill_data(page, folder)
-    for drawing in page.drawings:
-        svg = f'<?xml version="1.0" encoding="utf-8"?>\n{drawing.svg}'
-        (folder / f"{drawing.name}.svg").write_text(svg, encoding="utf-8")
-    (folder / "index.html").write_text(_render(page), encoding="utf-8")
-    return metrics
+    found = [sections.missing_section(results)]
+    if results.is_sweep:
+        found.append(sections.sweep_section(results))
+    else:
+        found += sections.study_sections(config, results, losses)
+        found += [sections.rates_section(results, rates_table)] if rates_table else []
+    found += sections.closing_sections(config, results, study)
+    for section in found:
+        for drawing in section.drawings:
+            svg = f'<?xml version="1.0" encoding="utf-8"?>\n{drawing.svg}'
+            (folder / f"{drawing.name}.svg").write_text(svg, encoding="utf-8")
+        for name, table in section.tables.items():
+            write_csv(table, folder / name)
+    shown = [section for section in found if section.notes or section.parts]
+    downloads = [name for section in found for name in section.tables]
+    (folder / "index.html").write_text(_render(config, results, losses, shown, downloads), encoding="utf-8")
+    tables = {name: table for section in found for name, table in section.tables.items()}
+    return _sweep_metrics(tables["rates.csv"]) if results.is_sweep else _metrics(results, losses, tables["models.csv"])
 
 
-def _fill_study(page: Page, folder: Path) -> dict[str, Any]:
-    """Fill the sections of an ordinary study and write its tables."""
-    results, losses = page.results, page.losses
-    gaps = tables.paired_gaps(results, losses)
-    model_table = tables.model_table(results, losses)
-    tables.write_csv(model_table, folder / "models.csv")
-    tables.write_csv(tables.score_table(results), folder / "scores.csv")
-    tables.write_csv(tables.gap_table(gaps, losses), folder / "gaps.csv")
-    page.downloads = ["models.csv", "scores.csv", "gaps.csv"]
-    page.findings = findings(results, losses, gaps)
-    page.models = views.model_view(results, losses)
-    page.scaling = sections.scaling_section(results, model_table)
-    if gaps:
-        page.gaps = views.gap_view(gaps)
-        page.gap_figures = sections.gap_section(gaps, results.sizes)
+def _metrics(results: Results, losses: DocumentLosses, model_table: pd.DataFrame) -> dict[str, Any]:
     return {
         "num_models": len(results.study_models),
         "num_evaluated": sum(bool(model.evaluations) for model in results.study_models),
@@ -99,32 +69,8 @@ def _fill_study(page: Page, folder: Path) -> dict[str, Any]:
     }
 
 
-def _fill_training(page: Page, folder: Path) -> None:
-    """Show the training of the models and write its tables; one without rows is left out."""
-    trajectories = twins.twin_trajectories(page.results, page.config.num_resamples, page.config.seed)
-    ternary_means = ternary.ternary_table(page.results)
-    page.training = sections.training_section(page.results, trajectories, ternary_means)
-    for name, table in (("gaps_over_training.csv", twins.twin_table(trajectories)), ("ternary.csv", ternary_means)):
-        if len(table):
-            tables.write_csv(table, folder / name)
-            page.downloads.append(name)
-
-
-def _fill_data(page: Page, folder: Path) -> None:
-    """Show the data card and write its table."""
-    page.data = data_card(page.results.artifacts)
-    if page.data:
-        tables.write_csv(page.data.table, folder / "data.csv")
-        page.downloads.append("data.csv")
-
-
-def _fill_sweep(page: Page, folder: Path) -> dict[str, Any]:
-    """Fill the sections of a sweep and write `rates.csv`; nothing here comes from the test split."""
-    table = sweep.write_sweep_table(page.results.artifacts, folder / "rates.csv")
-    page.downloads = ["rates.csv"]
-    _fill_rates(page, table)
-    page.runs = views.rate_view(table)
-    chosen = sweep.choices(table)
+def _sweep_metrics(table: pd.DataFrame) -> dict[str, Any]:
+    chosen = choices(table)
     return {
         "num_runs": len(table),
         "num_diverged": int(table["diverged"].sum()),
@@ -133,24 +79,9 @@ def _fill_sweep(page: Page, folder: Path) -> dict[str, Any]:
     }
 
 
-def _fill_rates(page: Page, table: pd.DataFrame) -> None:
-    """Show the curves of a sweep; for a study that takes its rates from it, also where it departs from the choice."""
-    chosen = sweep.choices(table)
-    page.choices = views.sweep_view(chosen)
-    page.rates = sections.rates_section(table, chosen, page.results.sizes)
-    page.rate_notes += [note for note in [sweep.budget(table)] if note]
-    for column in ("date", "machine"):
-        if column in table:
-            page.rate_notes.append(f"Sweep {column}: {', '.join(sorted(set(table[column])))}.")
-    if not page.results.is_sweep:
-        page.rate_notes += sweep.departures(table, _trained_rates(page.results))
-
-
-def _trained_rates(results: Results) -> dict[ModelId, float]:
-    return {model.id: model.config["peak_lr"] for model in results.study_models if "peak_lr" in model.config}
-
-
-def _render(page: Page) -> str:
+def _render(
+    config: ReportConfig, results: Results, losses: DocumentLosses, shown: list[Section], downloads: list[str]
+) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -161,11 +92,9 @@ def _render(page: Page) -> str:
     )
     environment.filters["svg"] = lambda drawing: Markup(drawing.svg)  # matplotlib has escaped the text in it
     return environment.get_template("report.html").render(
-        page=page,
-        results=page.results,
-        facts=sections.headline(page.results, page.losses),
-        settings=provenance.settings(page.results),
-        assumptions=provenance.assumptions(),
-        lineage=provenance.lineage(page.results.artifacts),
-        commits=provenance.commits(page.results.artifacts),
+        config=config,
+        is_sweep=results.is_sweep,
+        facts=sections.headline(results, losses),
+        sections=shown,
+        downloads=downloads,
     )

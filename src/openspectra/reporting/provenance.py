@@ -1,18 +1,15 @@
-"""Where the numbers come from: recipes, lineage of artifacts, commits, and the assumptions that the code makes."""
+"""Where the numbers come from: recipes, assumptions, lineage of artifacts, commits."""
 
-import re
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import openspectra
 from openspectra.artifacts import Artifact
+from openspectra.assumptions import Assumption
 from openspectra.identity import artifact_id, kind_label, kind_rank, run_facts_of
 from openspectra.model_ids import QUANTLM, rate_label
 from openspectra.reporting.formats import counted
 from openspectra.reporting.load import Model, Results
 
-ASSUMPTION = re.compile(r"#\s*" + "ASSUME" + r":?\s*(?P<text>.*)")
 SHORT_HASH = 12
 """Digits of a manifest's sha256 that the page shows."""
 TRAINING_SETTINGS = {
@@ -47,14 +44,11 @@ QUANTIZATION_SETTINGS = {
 
 
 @dataclass(frozen=True)
-class Assumption:
-    """A choice of ours where the paper is silent."""
+class AssumptionList:
+    """The choices of ours where the paper is silent."""
 
-    path: str
-    """File, relative to the package."""
-    text: str
-    code: str
-    """What stands before the mark on its line."""
+    macro: ClassVar = "assumptions"
+    rows: list[Assumption]
 
 
 @dataclass(frozen=True)
@@ -69,24 +63,21 @@ class LineageRow:
 
 
 @dataclass(frozen=True)
+class LineageTable:
+    """All artifacts, parents before children."""
+
+    macro: ClassVar = "lineage"
+    rows: list[LineageRow]
+
+
+@dataclass(frozen=True)
 class SettingsTable:
     """Settings by kind of model: one column per kind, one row (name, values) per setting; an empty value has none."""
 
+    macro: ClassVar = "settings"
     title: str
     columns: list[str]
     rows: list[tuple[str, list[str]]]
-
-
-def assumptions() -> list[Assumption]:
-    """Return every marked assumption in the source of the installed package, by file and line."""
-    root = Path(openspectra.__file__).parent
-    return [
-        _assumption(path.relative_to(root).as_posix(), lines, index)
-        for path in sorted(root.rglob("*.py"))
-        for lines in [path.read_text(encoding="utf-8").splitlines()]
-        for index, line in enumerate(lines)
-        if ASSUMPTION.search(line)
-    ]
 
 
 def lineage(artifacts: list[Artifact]) -> list[LineageRow]:
@@ -163,19 +154,6 @@ def _text(key: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _assumption(path: str, lines: list[str], index: int) -> Assumption:
-    """Return the assumption on line `index`, with the comment lines that continue it."""
-    match = ASSUMPTION.search(lines[index])
-    text, before = match["text"], lines[index][: match.start()].strip()
-    if not before:
-        for line in lines[index + 1 :]:
-            continued = line.strip()
-            if not continued.startswith("#") or ASSUMPTION.search(continued):
-                break
-            text += " " + continued.lstrip("# ")
-    return Assumption(path, text.replace('"""', "").strip(), before.replace('"""', "").strip())
 
 
 def _short(sha256: str, names: dict[str, str]) -> str | None:

@@ -1,35 +1,89 @@
-"""What each section of the page shows: figures with their captions, and the headline numbers."""
+"""The sections of the page, each with its tables, figures and notes in one object."""
 
-from dataclasses import dataclass, field
+from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
+from markupsafe import Markup
 
+from openspectra.assumptions import collect, package_files, study_files
+from openspectra.evaluation.config import BUILT_TASKS
 from openspectra.identity import kind_label
-from openspectra.reporting import scaling_figures, ternary_figures, training_figures
+from openspectra.model_ids import ModelId
+from openspectra.reporting import (
+    provenance,
+    scaling_figures,
+    sweep,
+    tables,
+    ternary,
+    ternary_figures,
+    training_figures,
+    twins,
+    views,
+)
+from openspectra.reporting.config import ReportConfig
+from openspectra.reporting.data_card import data_card
 from openspectra.reporting.drawing import Drawing
+from openspectra.reporting.findings import findings
 from openspectra.reporting.formats import counted
 from openspectra.reporting.load import Results
+from openspectra.reporting.provenance import AssumptionList, LineageTable
 from openspectra.reporting.scaling_figures import Score
-from openspectra.reporting.statistics import DocumentLosses, main_scores, mean_accuracy
-from openspectra.reporting.sweep import Choice
+from openspectra.reporting.section import FigureGroup, Section, View
+from openspectra.reporting.statistics import LEVEL_TEXT, DocumentLosses, main_scores, mean_accuracy
 from openspectra.reporting.tables import TRAINING_KEYS, Gap, training_of
-from openspectra.reporting.ternary import largest_matrices
 from openspectra.reporting.twins import Trajectory
 from openspectra.training.spikes import DEVIATIONS, WINDOW
 
-MAX_TASK_PANELS = 12
-"""With more tasks than this the mean over them stands for all in the figures."""
+MEAN = "Mean accuracy"
+PAPER_MEAN = "Mean of the paper's six"
 
 
-@dataclass(frozen=True)
-class FigureGroup:
-    """Figures that share a heading, a caption and notes below. In `pairs` they stand two by two, else as many as fit."""
+def study_sections(config: ReportConfig, results: Results, losses: DocumentLosses) -> list[Section]:
+    """Return what an ordinary study found."""
+    gaps = tables.paired_gaps(results, losses)
+    model_table = tables.model_table(results, losses)
+    return [
+        Section("findings", "What was found", "Findings", notes=findings(results, losses, gaps)),
+        models_section(config, results, losses, model_table),
+        scaling_section(results, model_table),
+        gaps_section(results, losses, gaps),
+    ]
 
-    title: str
-    caption: str
-    drawings: list[Drawing]
-    pairs: bool = False
-    notes: list[str] = field(default_factory=list)
+
+def sweep_section(results: Results) -> Section:
+    """Return the section of a sweep of peak rates, with every run; nothing here comes from the test split."""
+    table = sweep.sweep_table(results.artifacts)
+    return _rates(results, table, [], [replace(views.rate_view(table), title="All runs")], {"rates.csv": table})
+
+
+def rates_section(results: Results, path: Path) -> Section:
+    """Return the sweep in the CSV `path`, which a study takes its rates from, and where it departs from the choice."""
+    table = sweep.read_rates(path)
+    trained = {model.id: model.config["peak_lr"] for model in results.study_models if "peak_lr" in model.config}
+    return _rates(results, table, sweep.remarks(path), [], {}, trained)
+
+
+def closing_sections(config: ReportConfig, results: Results, study: Path | None) -> list[Section]:
+    """Return what every study has: training, data, settings, assumptions, lineage. `study` is its file."""
+    return [
+        training_section(results, config),
+        data_section(results),
+        Section("settings", "Settings", "Settings", parts=provenance.settings(results)),
+        assumptions_section(study),
+        lineage_section(results),
+    ]
+
+
+def missing_section(results: Results) -> Section:
+    """Return what the study plans and what is not there."""
+    return Section(
+        "missing",
+        "What is missing",
+        "Missing",
+        "This page shows what was there when it was made. Of what the study plans, these are not in it:",
+        notes=results.plan.holes(results.artifacts) if results.plan else [],
+    )
 
 
 def headline(results: Results, losses: DocumentLosses) -> list[tuple[str, str]]:
@@ -57,7 +111,27 @@ def headline(results: Results, losses: DocumentLosses) -> list[tuple[str, str]]:
     return [(caption, counted(value)) for caption, value in facts if value is not None]
 
 
-def scaling_section(results: Results, model_table: pd.DataFrame) -> list[FigureGroup]:
+def models_section(
+    config: ReportConfig, results: Results, losses: DocumentLosses, model_table: pd.DataFrame
+) -> Section:
+    """Return the table of all models, and every score."""
+    notes = []
+    if num_parts := int(results.scores["is_part"].sum()):
+        notes.append(f"Not in this table: {num_parts:,} scores of the parts of task groups; they stand in scores.csv.")
+    return Section(
+        "models",
+        "All models",
+        "Models",
+        f"Test loss with its {LEVEL_TEXT} interval from {config.num_resamples} resamples of the test documents; accuracies "
+        f"with their standard error. {_origin(results)}Sizes follow the paper's rule: linear weights at the bits of the "
+        "family, everything else at 16. One training run per model.",
+        notes,
+        [views.model_view(results, losses)],
+        {"models.csv": model_table, "scores.csv": tables.score_table(results)},
+    )
+
+
+def scaling_section(results: Results, model_table: pd.DataFrame) -> Section:
     """Return the central figures: loss and accuracy against parameters and against size in bits."""
     columns = {"test_loss": "value", "test_loss_low": "low", "test_loss_high": "high"}
     losses = model_table[["model_id", *columns]].rename(columns=columns)
@@ -65,47 +139,45 @@ def scaling_section(results: Results, model_table: pd.DataFrame) -> list[FigureG
         FigureGroup(
             "Test loss by parameters and by size in bits",
             "Test loss of every model against the number of parameters and against the size in bits, one line per family; "
-            "lower is better. Thin bars: 95\u00a0% interval over test documents. What is common to all models "
+            f"lower is better. Thin bars: {LEVEL_TEXT} interval over test documents. What is common to all models "
             "cancels in the paired differences below, which are the numbers to compare models by.",
             _panels(Score("test_loss", "Test loss", "Nats per token", _joined(results, losses))),
             pairs=True,
         ),
         FigureGroup(
             "Accuracy by parameters and by size in bits",
-            "Accuracy on tasks built from the test split, against the number of parameters and against the size in bits; "
-            "higher is better. Thin bars: one standard error each way. Dashed: chance." + _mean_note(results),
+            "Accuracy against the number of parameters and against the size in bits; higher is better. "
+            f"{_origin(results)}Thin bars: one standard error each way. Dashed: chance." + _mean_note(results),
             [drawing for score in _accuracies(results) for drawing in _panels(score)],
             pairs=True,
         ),
     ]
-    return [group for group in groups if group.drawings]
+    return Section("scaling", "Scaling", "Scaling", parts=[group for group in groups if group.drawings])
 
 
-def gap_section(gaps: list[Gap], sizes: list[str]) -> FigureGroup:
-    """Return the figures of paired differences."""
-    return FigureGroup(
+def gaps_section(results: Results, losses: DocumentLosses, gaps: list[Gap]) -> Section:
+    """Return the paired differences to FloatLM."""
+    figures = FigureGroup(
         "Differences to FloatLM of the same size",
-        "Point: test loss of the model minus that of its FloatLM. Bar: 95\u00a0% interval, the same documents drawn for both. "
-        "Left of the line the model is better than its FloatLM. All panels share one axis.",
-        scaling_figures.gap_panels(gaps, sizes),
+        f"Point: test loss of the model minus that of its FloatLM. Bar: {LEVEL_TEXT} interval, the same documents drawn for "
+        "both. Left of the line the model is better than its FloatLM. All panels share one axis.",
+        scaling_figures.gap_panels(gaps, results.sizes),
     )
-
-
-def rates_section(table: pd.DataFrame, chosen: list[Choice], sizes: list[str]) -> FigureGroup:
-    """Return the curves of a sweep of peak rates."""
-    return FigureGroup(
-        "Validation loss against peak learning rate",
-        "One training run per point. Ring: the rate with the lowest "
-        "validation loss, which is the one chosen. Cross at the upper edge: diverged.",
-        training_figures.sweep_panels(table, chosen, sizes),
+    parts = [*([figures] if figures.drawings else []), views.gap_view(gaps)] if gaps else []
+    lead = Markup(
+        "<strong>One training run: the interval covers the choice of test documents, not the seed.</strong> "
+        "Each resample draws the same documents for both members. Batch, steps and warm-up stand as model | baseline; "
+        "a QuantLM has those of the FloatLM it was made from."
     )
+    csv = {"gaps.csv": tables.gap_table(gaps, losses)}
+    return Section("gaps", "Paired differences", "Paired differences", lead, [], parts, csv)
 
 
-def training_section(
-    results: Results, trajectories: list[Trajectory], ternary_means: pd.DataFrame
-) -> list[FigureGroup]:
+def training_section(results: Results, config: ReportConfig) -> Section:
     """Return losses, gaps between twins, and what the discrete weights did, over training."""
-    matrices = largest_matrices(results)
+    trajectories = twins.twin_trajectories(results, config.num_resamples, config.seed)
+    ternary_means = ternary.ternary_table(results)
+    matrices = ternary.largest_matrices(results)
     groups = [
         FigureGroup(
             "Loss over training",
@@ -118,7 +190,7 @@ def training_section(
         FigureGroup(
             "Gap between twins over training",
             "Validation loss of the model minus that of its FloatLM twin at equal tokens seen, on the same sequences. Band: "
-            "95\u00a0% interval, the same sequences drawn for both; neighbouring sequences may share a document, which "
+            f"{LEVEL_TEXT} interval, the same sequences drawn for both; neighbouring sequences may share a document, which "
             "the interval does not know. Below the line the model is better. Before the end the twins stand at "
             f"different points of their schedules. The first {training_figures.SKIPPED_START:.0%} may lie outside the frame.",
             training_figures.twin_panels(trajectories),
@@ -139,7 +211,87 @@ def training_section(
             ternary_figures.sparsity_profile(matrices) + ternary_figures.latent_histograms(matrices),
         ),
     ]
-    return [group for group in groups if group.drawings or group.notes]
+    csv = {"gaps_over_training.csv": twins.twin_table(trajectories), "ternary.csv": ternary_means}
+    return Section(
+        "training",
+        "Training",
+        "Training",
+        parts=[group for group in groups if group.drawings or group.notes],
+        tables={name: table for name, table in csv.items() if len(table)},
+    )
+
+
+def data_section(results: Results) -> Section:
+    """Return the data card; empty where there is neither a corpus nor token files."""
+    card = data_card(results.artifacts)
+    if not card:
+        return Section("data", "Data", "Data")
+    parts = [replace(view, title=title) for title, view in card.views]
+    return Section(
+        "data",
+        "Data",
+        "Data",
+        parts=[*parts, *([card.lengths] if card.lengths else [])],
+        tables={"data.csv": card.table},
+    )
+
+
+def assumptions_section(study: Path | None) -> Section:
+    """Return every assumption of the study's file, of its base and of the library, and which of them cannot be listed."""
+    notes = [] if study else ["The study's own file was not given to this report, so its assumptions are not listed."]
+    if not package_files():
+        notes.append("openspectra is installed without its sources, so the assumptions of its code are not listed.")
+    return Section(
+        "assumptions",
+        "Assumptions",
+        "Assumptions",
+        "Where the paper is silent the study or the code decides; every such line is marked and listed here.",
+        notes,
+        [AssumptionList(collect(study_files(study) if study else []))],
+    )
+
+
+def lineage_section(results: Results) -> Section:
+    """Return every artifact with what it was made from, and the commits that made them."""
+    commits = provenance.commits(results.artifacts)
+    lead = "Every artifact with the first digits of its manifest's sha256; a parent leads to its own row, down to the corpus."
+    if len(commits) == 1:
+        lead += f" All parts were built by commit {commits[0]}."
+    elif commits:
+        lead += f" The parts were built by {len(commits)} commits: {', '.join(commits)}."
+    rows = provenance.lineage(results.artifacts)
+    return Section("lineage", "Lineage", "Lineage", lead, parts=[LineageTable(rows)])
+
+
+def _rates(
+    results: Results,
+    table: pd.DataFrame,
+    remarks: list[str],
+    runs: list[View],
+    csv: dict[str, pd.DataFrame],
+    trained: dict[ModelId, float] | None = None,
+) -> Section:
+    """Return the curves of a sweep, the rates it chooses, and of `trained` the models that have others."""
+    chosen = sweep.choices(table)
+    figure = FigureGroup(
+        "Validation loss against peak learning rate",
+        "One training run per point. Ring: the rate with the lowest "
+        "validation loss, which is the one chosen. Cross at the upper edge: diverged.",
+        training_figures.sweep_panels(table, chosen, results.sizes),
+    )
+    notes = remarks + [note for note in [sweep.budget(table)] if note]
+    for column in ("date", "machine"):
+        if column in table:
+            notes.append(f"Sweep {column}: {', '.join(sorted(set(table[column])))}.")
+    return Section(
+        "rates",
+        "Peak learning rates",
+        "Peak rates",
+        "The rate of each family and size is chosen by validation loss; no number of this section comes from the test split.",
+        notes + list(sweep.departures(table, trained or {})),
+        [figure, views.sweep_view(chosen), *runs],
+        csv,
+    )
 
 
 def _twin_notes(results: Results, trajectories: list[Trajectory]) -> list[str]:
@@ -177,19 +329,29 @@ def _accuracies(results: Results) -> list[Score]:
     main = main_scores(results.scores, results.main_metrics)
     scores = []
     if len(results.main_metrics) > 1:
-        mean = mean_accuracy(results.scores, results.main_metrics)
-        chance = _chance(main)
-        scores.append(Score("mean_accuracy", "Mean accuracy", "Accuracy (%)", _in_percent(results, mean), chance))
-    if len(results.main_metrics) <= MAX_TASK_PANELS:
-        for task, metric in results.main_metrics.items():
-            rows = main[main["task"] == task]
-            name, label = file_name(f"task_{task}"), f"Accuracy ({metric}, %)"
-            scores.append(Score(name, task, label, _in_percent(results, rows), _chance(rows)))
+        mean = mean_accuracy(results.scores, results.averaged)
+        chance = _chance(main[main["task"].isin(results.averaged)])
+        title = PAPER_MEAN if results.has_paper_average else MEAN
+        scores.append(Score("mean_accuracy", title, "Accuracy (%)", _in_percent(results, mean), chance))
+    for task, metric in results.main_metrics.items():
+        rows = main[main["task"] == task]
+        name, label = file_name(f"task_{task}"), f"Accuracy ({metric}, %)"
+        scores.append(Score(name, task, label, _in_percent(results, rows), _chance(rows)))
     return scores
 
 
+def _origin(results: Results) -> str:
+    """Return where the items of the accuracy tasks come from."""
+    built = [task for task in results.main_metrics if task.partition(" (")[0] in BUILT_TASKS]
+    others = [task for task in results.main_metrics if task not in built]
+    sentences = [f"Built from the test split: {', '.join(built)}. "] if built else []
+    return "".join(
+        [*sentences, f"Tasks of lm-eval with items of their own: {', '.join(others)}. "] if others else sentences
+    )
+
+
 def _mean_note(results: Results) -> str:
-    tasks = list(results.main_metrics)
+    tasks = [f"{task} ({metric})" for task, metric in results.averaged.items()]
     return f" The mean is over {', '.join(tasks)}." if len(tasks) > 1 else ""
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 LEVEL = 0.95
 """Share of the resamples that an interval holds, the tails being equal."""
+LEVEL_TEXT = f"{100 * LEVEL:g}\u00a0%"
 CHUNK_ENTRIES = 10_000_000
 """Counts held in memory at a time; the draws are the same for every chunk size."""
 NATS_PER_BIT = float(np.log(2))

@@ -45,16 +45,15 @@ class Choice:
     """`lowest` or `highest` where the choice lies at that edge of the grid (`only`: the grid is one rate)."""
 
 
-def write_sweep_table(artifacts: list[Artifact], path: Path) -> pd.DataFrame:
-    """Write one row per trained rate to the CSV `path`, sorted, and return it. Reads pretraining artifacts only.
+def sweep_table(artifacts: list[Artifact]) -> pd.DataFrame:
+    """Return one row per trained rate, sorted. Reads pretraining artifacts only.
 
     A run without a finite validation loss, or none below the uniform guess ln(vocab_size), counts as diverged; a loss
-    that is no number is written as `inf`, so that it is never chosen.
+    that is no number is `inf`, so that it is never chosen.
     """
     rows = [_sweep_row(artifact) for artifact in artifacts if artifact.manifest.stage == "pretrain"]
-    table = pd.DataFrame(rows, columns=list(SWEEP_COLUMNS)).sort_values(["family", "size", "peak_lr"], kind="stable")
-    table.to_csv(path, index=False, lineterminator="\n")
-    return table.reset_index(drop=True)
+    table = pd.DataFrame(rows, columns=list(SWEEP_COLUMNS))
+    return table.sort_values(["family", "size", "peak_lr"], kind="stable", ignore_index=True)
 
 
 def read_rates(path: Path) -> pd.DataFrame:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from openspectra.evaluation.scores import SCORE_COLUMNS
 from openspectra.identity import nominal_bits
 from openspectra.model_ids import QUANTLM, ModelId
 from openspectra.reporting.load import Model, Results
@@ -23,19 +24,7 @@ MODEL_METRICS = (
     "num_loss_spikes",
     "num_skipped_steps",
 )
-SCORE_TABLE = (
-    "model_id",
-    "family",
-    "size",
-    "bits",
-    "task",
-    "metric",
-    "filter",
-    "value",
-    "stderr",
-    "num_samples",
-    "chance",
-)
+SCORE_TABLE = ("model_id", "family", "size", "bits", *SCORE_COLUMNS, "is_main")
 TRAINING_KEYS = ("tokens_per_step", "steps", "warmup_steps")
 BASELINE_KEYS = tuple(f"baseline_{key}" for key in TRAINING_KEYS)
 DIFFERENCE = "test_loss_difference"
@@ -69,12 +58,13 @@ def model_table(results: Results, losses: DocumentLosses) -> pd.DataFrame:
 
 
 def score_table(results: Results) -> pd.DataFrame:
-    """Return every score of every model in long format, values as lm-eval gave them."""
+    """Return every score in long format, values as lm-eval gave them; `is_main`: whether it stands for its task."""
     ids = results.scores["model_id"].map(ModelId.parse)
     names = {
         "family": [model_id.family for model_id in ids],
         "size": [model_id.size for model_id in ids],
         "bits": [nominal_bits(model_id) for model_id in ids],
+        "is_main": results.scores["metric"] == results.scores["task"].map(results.main_metrics),
     }
     return results.scores.assign(**names)[list(SCORE_TABLE)]
 

@@ -1,7 +1,5 @@
 """The tables as the page shows them: cells with units, intervals and reasons for what is missing."""
 
-from dataclasses import dataclass, field
-
 import pandas as pd
 
 from openspectra.model_ids import rate_label
@@ -20,30 +18,10 @@ from openspectra.reporting.formats import (
 )
 from openspectra.reporting.load import Model, Results
 from openspectra.reporting.provenance import SHORT_HASH
-from openspectra.reporting.statistics import DocumentLosses, main_scores
+from openspectra.reporting.section import Row, View
+from openspectra.reporting.statistics import LEVEL_TEXT, DocumentLosses, main_scores
 from openspectra.reporting.sweep import Choice
 from openspectra.reporting.tables import Gap, missing_loss
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a table: the kind colours its mark, the anchor leads to the artifact."""
-
-    name: str
-    kind: str
-    group: str
-    """Size, or what else keeps rows together; a line stands where it changes."""
-    cells: list[Cell]
-    anchor: str | None = None
-
-
-@dataclass(frozen=True)
-class View:
-    """A table of the page: column titles with a second line of units, its rows, and why anything is missing."""
-
-    columns: list[tuple[str, str]]
-    rows: list[Row]
-    reasons: list[str] = field(default_factory=list)
 
 
 def model_view(results: Results, losses: DocumentLosses) -> View:
@@ -54,7 +32,7 @@ def model_view(results: Results, losses: DocumentLosses) -> View:
         ("Parameters", ""),
         ("Bits per weight", "linear layers"),
         ("Size", unit),
-        ("Test loss", "nats/token\n95\u00a0% interval"),
+        ("Test loss", f"nats/token\n{LEVEL_TEXT} interval"),
         ("Bits per byte", "test text"),
         *((task, _task_unit(results, task, metric)) for task, metric in results.main_metrics.items()),
     ]
@@ -71,7 +49,7 @@ def gap_view(gaps: list[Gap]) -> View:
     columns = [
         ("minus", "baseline"),
         ("Difference", "nats/token"),
-        ("95\u00a0% interval", "documents in pairs"),
+        (f"{LEVEL_TEXT} interval", "documents in pairs"),
         ("Batch", "tokens per step"),
         ("Steps", "of both"),
         ("Warm-up", "steps of both"),
