@@ -144,7 +144,8 @@ class Study(StudyFile):
         configs: dict[str, Config] = {"tokenizer": self.tokenizer}
         configs |= {f"tokens/{split}": TokensConfig(split=split) for split in self.splits}
         if self.lm_eval_tasks:
-            configs["benchmarks"] = BenchmarksConfig(tasks=self.lm_eval_tasks)
+            files = {task: path for suite in self.evaluation.suites.values() for task, path in suite.files.items()}
+            configs["benchmarks"] = BenchmarksConfig(tasks=self.lm_eval_tasks, files=files)
         if self.token_files:
             return configs | {"tokens/parts": TokenFilePartConfig(**self.token_files.model_dump())}
         corpus = self.corpus

@@ -1,8 +1,9 @@
 """Configs of the benchmarks a study builds, and of a suite of tasks."""
 
+from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from openspectra.config import Config, PositiveInt, Seed
 
@@ -25,10 +26,18 @@ class TasksConfig(Config):
     """Which are built; `minimal_pairs` needs Python source."""
 
 
+FILE_READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
+"""How `datasets` calls the reader of a file, by its ending."""
+TaskFiles = dict[str, Annotated[str, Field(min_length=1)]]
+"""By lm-eval task: a file of the data folder (.parquet, .json or .jsonl) with the items that are scored, in the columns
+of the task's data set, for a task whose data set the hub no longer gives."""
+
+
 class BenchmarksConfig(Config):
     """The items of lm-eval's own tasks, fetched where there is a network."""
 
     tasks: list[str]
+    files: TaskFiles = {}
 
 
 class EvaluateConfig(Config):
@@ -41,3 +50,16 @@ class EvaluateConfig(Config):
     """Precision of the weights during evaluation; log-softmax is always computed in float32."""
     limit: PositiveInt | None = None
     """Items per task, for smoke runs."""
+    files: TaskFiles = {}
+    """Files in place of what the hub gives, by task; zero-shot, because such a file has no other split."""
+
+    @model_validator(mode="after")
+    def _files_are_of_tasks(self):
+        for task, path in self.files.items():
+            if task not in self.tasks or task in BUILT_TASKS:
+                raise ValueError(f"`files` may name lm-eval tasks of `tasks` alone; got {task!r}. Correct it.")
+            if Path(path).suffix not in FILE_READERS:
+                raise ValueError(f"`files.{task}` must end in {', '.join(FILE_READERS)}; got {path!r}.")
+        if self.files and self.num_fewshot:
+            raise ValueError(f"`files` hold no examples for `num_fewshot` {self.num_fewshot}; evaluate zero-shot.")
+        return self
