@@ -9,7 +9,26 @@ import pyarrow.parquet
 import yaml
 
 COMMIT = "a" * 40
-WORDS = "the a red old small house river engine letter garden carries holds under near of and with before".split()
+WORDS = [
+    "the",
+    "a",
+    "red",
+    "old",
+    "small",
+    "house",
+    "river",
+    "engine",
+    "letter",
+    "garden",
+    "carries",
+    "holds",
+    "under",
+    "near",
+    "of",
+    "and",
+    "with",
+    "before",
+]
 Row = dict[str, Any]
 
 
