@@ -207,6 +207,94 @@ def test_tasks_are_the_published_ones(study):
         )
 
 
+def test_silent_points_follow_one_file_of_the_code_base(study):
+    """configs/1-3B.yml of EleutherAI/gpt-neox, as it stood: warm-up 0.01, decay 0.1, clip 1.0, eps 1e-8, min_lr lr / 10."""
+    for run in study.pretrained.values():
+        assert run.warmup_steps == round(0.01 * run.max_steps)
+        assert (run.weight_decay, run.gradient_clip_norm, run.adam_eps) == (0.1, 1.0, 1e-8)
+        assert run.shape.initialization == "small_init"
+        if run.schedule == "cosine":
+            assert run.min_lr == pytest.approx(run.peak_lr / 10)
+
+
+@pytest.mark.parametrize(
+    ("line", "variant"),
+    [
+        ("  initialization: small_init", "  initialization: scaled_normal"),
+        ("  warmup_fraction: 0.01", "  warmup_fraction: 0.0025"),
+        ("  adam_eps: 1.0e-8", "  adam_eps: 1.0e-5"),
+        ("    batch_tokens: 1_048_576", "    batch_tokens: 1_081_344"),
+        ("  desc_act: false", "  desc_act: true"),
+    ],
+)
+def test_rival_of_an_assumption_is_a_change_of_one_line(study, line, variant, tmp_path):
+    text = (ROOT / "studies/paper.yaml").read_text()
+    (own,) = [each for each in text.splitlines() if each.split("  #")[0].rstrip() == line]
+    assert own == line or "ASSUME" in own
+    (tmp_path / "paper.yaml").write_text(text.replace(line, variant))
+    other = load_study(tmp_path / "paper.yaml")
+    assert (other.pretrained, other.quantized) != (study.pretrained, study.quantized)
+
+
+def test_held_out_text_comes_from_the_test_split_of_the_token_files(study):
+    assert study.splits == ["train", "valid", "test"] and study.token_files.test_fraction > 0
+    assert "held_out_text" in study.evaluation.built_tasks.tasks
+    assert "held_out_text" not in study.lm_eval_tasks
+
+
+def test_ablations_are_those_of_the_paper(study):
+    """The models of its ablation tables: resources/paper/results.csv and suite.yaml."""
+    ablations, fineweb, bilm = (
+        load_study(ROOT / f"studies/{name}.yaml")
+        for name in ("paper-ablations", "paper-ablations-fineweb", "paper-bilm")
+    )
+    schedules = {f"trilm/1.1B{variant}" for variant in ("", "+only-lr-drop", "+only-decay-stop", "+none")}
+    assert set(ablations.models) == {"floatlm/1.1B", "bitnet/1.1B", *schedules}
+    assert SUITE["bitnet_replication"]["size"] == "1.1B" and len(SUITE["schedule_ablation"]) > 4
+    assert set(fineweb.models) == {"floatlm/1.1B", "trilm/1.1B"} and list(fineweb.corpus.sources) == ["fineweb_edu"]
+    assert set(bilm.models) == {f"bilm/{size}" for size in SUITE["bi_linear"]["trained_sizes"]}
+    ours = {"model_id", "family", "max_steps", "warmup_steps", "lr_drop_step", "weight_decay_stop_step"}
+    ours |= {"checkpoint_every_steps", "valid_every_steps"}
+    for each, tokens in ((ablations, 100e9), (fineweb, 100e9), (bilm, 300e9)):
+        for model_id, run in each.pretrained.items():
+            assert run.max_steps * run.tokens_per_step == pytest.approx(tokens, rel=1e-4)
+            model = ModelId.parse(model_id)
+            if model.variant:
+                continue
+            twin = study.pretrained[f"{'floatlm' if model.family == 'floatlm' else 'trilm'}/{model.size}"]
+            assert run.model_dump(exclude=ours) == twin.model_dump(exclude=ours), model_id
+    both = ablations.pretrained["trilm/1.1B"]
+    drop, stop = both.lr_drop_step / both.max_steps, both.weight_decay_stop_step / both.max_steps
+    interventions = SUITE["schedule_ablation"]["interventions_at_fraction"]
+    assert drop == pytest.approx(interventions["peak_lr"], rel=1e-4)
+    assert stop == pytest.approx(interventions["weight_decay"], rel=1e-4)
+
+
+def test_mini_paper_goes_the_path_of_the_paper_below_a_million_parameters(study):
+    mini = load_study(ROOT / "studies/paper-mini.yaml")
+    assert len(mini.compared_models) == 54 and not set(mini.sizes) & set(study.sizes)
+    scales = [row.scales_per_matrix for row in mini.sizes.values()]
+    assert scales == [row.scales_per_matrix for row in study.sizes.values()]
+    rows = [mini.pretrained[f"trilm/{size}"].shape.vocab_size for size in mini.sizes]
+    assert rows == [384, 384, 384, 384, 384, 512, 512, 384, 768]  # padded as the paper's 50,304, 50,432 and 50,688
+    counts = [mini.pretrained[f"trilm/{size}"].shape.num_parameters for size in mini.sizes]
+    assert counts == sorted(counts) and counts[-1] < 1_000_000
+    assert [f"{count / 1e6:.2f}M" for count in counts] == list(mini.sizes)
+    tasks, whole = (
+        {task for suite in each.evaluation.suites.values() for task in suite.tasks} for each in (mini, study)
+    )
+    assert whole - tasks == {"mmlu_continuation", "bigbench_bbq_lite_json_multiple_choice"}
+    for run in mini.pretrained.values():
+        assert 28 <= len(run.checkpoint_steps) <= 29
+    floatlm, trilm = mini.pretrained["floatlm/0.14M"], mini.pretrained["trilm/0.14M"]
+    assert floatlm.tokens_per_step == 2 * trilm.tokens_per_step
+    assert (
+        (floatlm.schedule, trilm.schedule) == ("cosine", "linear")
+        and trilm.lr_drop_step
+        and trilm.weight_decay_stop_step
+    )
+
+
 @pytest.mark.slow
 def test_tasks_exist_in_the_harness(study):
     from lm_eval.tasks import TaskManager
