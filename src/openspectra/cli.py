@@ -53,6 +53,17 @@ def check(study: Annotated[Path, typer.Argument(help="Study file (YAML).")]) -> 
 
 
 @app.command()
+def assumptions(study: Annotated[Path, typer.Argument(help="Study file (YAML).")]) -> None:
+    """List what a study assumes where the paper is silent, each with its evidence: its file, its base, the library."""
+    from openspectra.assumptions import collect, study_files
+    from openspectra.study import load_study
+
+    load_study(study)
+    for each in collect(study_files(study)):
+        typer.echo(f"{each.file}:{each.line}: " + (f"{each.code}  # " if each.code else "") + each.text)
+
+
+@app.command()
 def read(config: Config, out: Out, job: Annotated[int, typer.Option("--job", min=0)] = 0, log: Log = None) -> None:
     """Read one job's share of a source; one on the hub needs the network."""
     from openspectra.data.config import ReadConfig

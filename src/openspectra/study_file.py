@@ -111,9 +111,9 @@ class QuantizationConfig(Config):
     num_calibration_sets: PositiveInt = 1
     """Disjoint sets per width: the first gives `quantlm/<size>-<bits>bit`, the others `...-c1`, `...-c2`. In reports the
     first name stands for the mean over the sets."""
-    desc_act: bool = False
+    desc_act: bool = False  # ASSUME: the paper does not state it; the default of GPTQ's own code
     """Whether GPTQ takes the columns in the order of their activations."""
-    damp_percent: Damping = 0.01
+    damp_percent: Damping = 0.01  # ASSUME: the paper does not state it; the default of GPTQ's own code
     """What GPTQ adds to the diagonal of the Hessian, as a share of its mean."""
 
     @model_validator(mode="after")

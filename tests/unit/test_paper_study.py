@@ -6,8 +6,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
+from typer.testing import CliRunner
 
 from openspectra.artifacts import open_artifact, write_artifact, write_json
+from openspectra.cli import app
 from openspectra.data.config import TokenizerConfig
 from openspectra.model.config import LlamaShape
 from openspectra.model.families import FAMILY_NAMES, load_family
@@ -234,6 +236,24 @@ def test_rival_of_an_assumption_is_a_change_of_one_line(study, line, variant, tm
     (tmp_path / "paper.yaml").write_text(text.replace(line, variant))
     other = load_study(tmp_path / "paper.yaml")
     assert (other.pretrained, other.quantized) != (study.pretrained, study.quantized)
+
+
+def test_assumptions_are_printed_with_their_evidence():
+    finished = CliRunner().invoke(app, ["assumptions", str(ROOT / "studies/paper.yaml")])
+    assert finished.exit_code == 0
+    lines = finished.output.splitlines()
+    text = (ROOT / "studies/paper.yaml").read_text()
+    assert sum(line.startswith("studies/paper.yaml:") for line in lines) == text.count("# ASSUME:")
+    for key in (
+        "initialization",
+        "warmup_fraction",
+        "adam_eps",
+        "gradient_clip_norm",
+        "min_lr_fraction",
+        "weight_decay",
+    ):
+        assert any(f" {key}: " in line and "NeoX 1-3B" in line for line in lines), key
+    assert any("embedding and head are, as in GPT-NeoX" in line for line in lines)
 
 
 def test_held_out_text_comes_from_the_test_split_of_the_token_files(study):
