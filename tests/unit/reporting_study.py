@@ -19,6 +19,11 @@ from openspectra.quantization.config import QuantizeConfig
 from openspectra.training.config import PretrainConfig
 
 WIDTHS = {"0.4M": 64, "1.1M": 128, "2.6M": 256}
+PAPER_WIDTHS = {
+    label: 96 * number
+    for number, label in enumerate(("99M", "190M", "390M", "560M", "830M", "1.1B", "1.5B", "2.4B", "3.9B"), 1)
+}
+"""Stand-ins for the paper's sizes, under its labels."""
 CHANCE = {"cloze": 0.25, "continuation": 0.25, "minimal_pairs": 0.5}
 PENALTY = {None: 0.0, 8: 0.0002, 6: 0.0015, 4: 0.03, 3: 0.12}
 """Nats per token that quantizing to so many bits costs in this study."""
@@ -96,13 +101,17 @@ class FakeStudy:
         )  # fmt: skip
 
     def add_evaluation(
-        self, model_id: str, suite: str = "held_out", tasks: tuple[str, ...] = tuple(CHANCE)
+        self,
+        model_id: str,
+        suite: str = "held_out",
+        tasks: tuple[str, ...] = tuple(CHANCE),
+        parts: tuple[str, ...] = (),
     ) -> Artifact:
-        """Add the evaluation of a model on test documents and on `tasks`."""
+        """Add the evaluation of a model on test documents and on `tasks`, of which groups have `parts`."""
         config = EvaluateConfig(tasks=["held_out_text", *tasks], batch_size=16, dtype="float32")
         return self.add(
             f"evaluation/{model_id}/{suite}", "evaluate", config, {"model": model_id, "tasks": "tasks"},
-            lambda draft: self._fill_evaluation(draft, model_id, tasks),
+            lambda draft: self._fill_evaluation(draft, model_id, tasks + parts),
         )  # fmt: skip
 
     def add_demo(self, sizes=tuple(WIDTHS), widths=(8, 6, 4, 3)) -> None:
@@ -162,8 +171,8 @@ class FakeStudy:
         documents.to_csv(draft.folder / "documents.csv", index=False)
         skill = (4 - loss) / 2
         scores = [
-            {"task": task, "metric": metric, "filter": "none", "value": CHANCE[task] + 0.3 * skill, "stderr": 0.03,
-             "num_samples": 200, "chance": CHANCE[task]}
+            {"task": task, "metric": metric, "filter": "none", "value": CHANCE.get(task, 0.25) + 0.3 * skill,
+             "stderr": 0.03, "num_samples": 200, "chance": CHANCE.get(task, 0.25)}
             for task in tasks
             for metric in ("acc", "acc_norm")
         ]  # fmt: skip
@@ -177,7 +186,7 @@ def pretrain_config(model_id: str, peak_lr: float = 4e-3, seed: int = 1) -> Pret
     """Return a valid config of a model of one of the sizes of this study; TriLM has its schedule, others FloatLM's."""
     parsed = ModelId.parse(model_id)
     trilm = parsed.family == "trilm"
-    width = WIDTHS[parsed.size]
+    width = (WIDTHS | PAPER_WIDTHS)[parsed.size]
     return PretrainConfig(
         model_id=model_id, family=parsed.family,
         shape=LlamaShape(
@@ -201,8 +210,13 @@ def size_metrics(shape: LlamaShape, bits: float) -> dict:
 
 def expected_loss(model_id: ModelId) -> float:
     """Return the loss in nats per token of a model of this study: TriLM starts above FloatLM and ends below."""
-    base = {"0.4M": 3.42, "1.1M": 3.11, "2.6M": 2.87}[model_id.size]
-    gap = {"0.4M": 0.09, "1.1M": 0.04, "2.6M": -0.015}[model_id.size] if model_id.family == "trilm" else 0.0
+    if model_id.size in PAPER_WIDTHS:
+        width = PAPER_WIDTHS[model_id.size]
+        base, gap = 2.0 + 14 / width**0.5, 8 / width - 0.02
+    else:
+        base = {"0.4M": 3.42, "1.1M": 3.11, "2.6M": 2.87}[model_id.size]
+        gap = {"0.4M": 0.09, "1.1M": 0.04, "2.6M": -0.015}[model_id.size]
+    gap = gap if model_id.family == "trilm" else 0.0
     gap += {"bilm": 0.2, "bitnet": 0.12}.get(model_id.family, 0.0)
     return base + gap + PENALTY[model_id.bits] + 0.005 * (model_id.calibration or 0)
 

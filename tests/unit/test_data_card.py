@@ -9,6 +9,7 @@ import pytest
 from data_study import DataStudy, corpus_of, study_of, texts
 
 from openspectra.artifacts import open_artifact, write_artifact
+from openspectra.data.config import ContaminationConfig
 from openspectra.data.contamination import check_contamination
 from openspectra.data.corpus import documents_of
 from openspectra.data.documents import hash_of
@@ -58,6 +59,17 @@ def test_card_shows_sources_splits_tokens_and_benchmarks(tmp_path, monkeypatch):
     ]
     assert [int(digits, 16) for digits in table["hash"]] == hashes
     assert data_card([]) is None
+
+
+def test_card_names_the_length_that_was_searched_for(tmp_path):
+    config = ContaminationConfig(benchmarks={}, ngram_words=8)
+    with write_artifact(tmp_path / "contamination", "contamination", config, {}) as draft:
+        draft.metrics["bench"] = {"num_items": 3, "num_too_short": 1, "num_found": 0}
+    found = open_artifact(tmp_path / "contamination")
+    card = data_card([DataStudy(study_of(), tmp_path / "made").corpus(), found])
+    title, view = card.views[-1]
+    assert title == "Benchmark items that share 8 words in a row with the train split"
+    assert [column for column, _ in view.columns] == ["Items", "Under 8 words", "Found in train"]
 
 
 def test_card_of_a_mixture_shows_wanted_and_kept_shares(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Sentences about what the numbers say, as found: the sign of a difference is reported, never expected."""
 
+from collections.abc import Iterable
+
 from openspectra.identity import kind_label
 from openspectra.reporting.formats import interval_text, signed
 from openspectra.reporting.load import Results
@@ -8,6 +10,8 @@ from openspectra.reporting.tables import Gap
 
 CLEAR = 2
 """Standard errors above chance at which a score is called clear."""
+MANY_SIZES = 4
+"""With more sizes than this one sentence stands for the gaps of a family."""
 
 
 def findings(results: Results, losses: DocumentLosses, gaps: list[Gap]) -> list[str]:
@@ -15,7 +19,7 @@ def findings(results: Results, losses: DocumentLosses, gaps: list[Gap]) -> list[
     gaps = [gap for gap in gaps if gap.model.id.calibration is None]  # the mean of the sets stands for them
     return [
         *_larger_is_better(results, losses),
-        *(_gap_sentence(gap) for gap in gaps if gap.interval and not gap.model.id.bits),
+        *_twin_sentences(gaps),
         *_quantized_sentences(gaps),
         *_frontier(results, losses),
         *_above_chance(results),
@@ -43,6 +47,31 @@ def _verdict(values: list[float]) -> str:
     return "falls with some steps in size and not with others"
 
 
+def _twin_sentences(gaps: list[Gap]) -> list[str]:
+    """Return one sentence per gap between twins; one per family where it has many sizes."""
+    sentences = []
+    for kind, found in _by_kind(gap for gap in gaps if gap.interval and not gap.model.id.bits).items():
+        sentences += [_sizes_sentence(kind, found)] if len(found) > MANY_SIZES else map(_gap_sentence, found)
+    return sentences
+
+
+def _sizes_sentence(kind: str, gaps: list[Gap]) -> str:
+    """Return at which sizes a family lies above its FloatLM twins, at which below, and where that is not clear."""
+    clear = [gap for gap in gaps if gap.interval.excludes_zero]
+    places = {
+        "above": [gap for gap in clear if gap.interval.value > 0],
+        "below": [gap for gap in clear if gap.interval.value < 0],
+    }
+    said = [f"{place} at {_labels(found)}" for place, found in places.items() if found]
+    if unclear := [gap for gap in gaps if gap not in clear]:
+        said.append(f"the {LEVEL_TEXT} interval includes zero at {_labels(unclear)}")
+    return f"{kind_label(kind)}: test loss against its FloatLM twin, nats/token: {'; '.join(said)}."
+
+
+def _labels(gaps: list[Gap]) -> str:
+    return ", ".join(f"{_label(gap)} ({signed(gap.interval.value)})" for gap in gaps)
+
+
 def _gap_sentence(gap: Gap) -> str:
     interval = gap.interval
     side = "above" if interval.value > 0 else "below" if interval.value < 0 else "equal to"
@@ -55,11 +84,15 @@ def _gap_sentence(gap: Gap) -> str:
 
 def _quantized_sentences(gaps: list[Gap]) -> list[str]:
     """Return one sentence per width: the range of its differences over the sizes."""
+    found = _by_kind(gap for gap in gaps if gap.interval and gap.model.id.bits)
+    return [_range_sentence(kind, rows) for kind, rows in found.items()]
+
+
+def _by_kind(gaps: Iterable[Gap]) -> dict[str, list[Gap]]:
     by_kind: dict[str, list[Gap]] = {}
     for gap in gaps:
-        if gap.interval and gap.model.id.bits:
-            by_kind.setdefault(gap.model.id.kind, []).append(gap)
-    return [_range_sentence(kind, rows) for kind, rows in by_kind.items()]
+        by_kind.setdefault(gap.model.id.kind, []).append(gap)
+    return by_kind
 
 
 def _range_sentence(kind: str, gaps: list[Gap]) -> str:

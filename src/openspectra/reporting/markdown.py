@@ -75,7 +75,8 @@ def _pairing(gaps: pd.DataFrame) -> str:
         f"Paired differences in test loss to the FloatLM of the same size, nats per token with {LEVEL_TEXT} interval"
     )
     names = ("steps", "tokens_per_step", "warmup_steps")
-    found = {tuple(row) for prefix in ("", "baseline_") for row in gaps[[prefix + name for name in names]].to_numpy()}
+    made = gaps.dropna(subset=[DIFFERENCE])
+    found = {tuple(row) for prefix in ("", "baseline_") for row in made[[prefix + name for name in names]].to_numpy()}
     if len(found) != 1 or not all(map(given, next(iter(found)))):
         return sentence + "."
     steps, tokens, warmup = map(counted, found.pop())

@@ -10,7 +10,7 @@ from openspectra.evaluation.scores import SCORE_COLUMNS
 from openspectra.identity import nominal_bits
 from openspectra.model_ids import QUANTLM, ModelId
 from openspectra.reporting.load import Model, Results
-from openspectra.reporting.statistics import DocumentLosses, Interval
+from openspectra.reporting.statistics import DocumentLosses, Interval, mean_accuracy
 
 DECIMALS = 6
 """Digits kept of resampled numbers, so that they do not depend on the order of a matrix product's sums."""
@@ -54,7 +54,12 @@ class Gap:
 
 def model_table(results: Results, losses: DocumentLosses) -> pd.DataFrame:
     """Return one row per model: names, sizes, test loss with its interval, and why anything is missing."""
-    return pd.DataFrame([_model_row(model, losses) for model in results.models])
+    table = pd.DataFrame([_model_row(model, losses) for model in results.models])
+    means = mean_accuracy(results.scores, results.averaged).set_index("model_id")
+    for name in ("value", "stderr"):
+        column = "mean_accuracy" if name == "value" else "mean_accuracy_stderr"
+        table.insert(len(table.columns) - 1, column, table["model_id"].map(means[name]).round(DECIMALS))
+    return table
 
 
 def score_table(results: Results) -> pd.DataFrame:

@@ -24,7 +24,8 @@ from openspectra.reporting.load import Model, Results
 from openspectra.reporting.ternary import Matrices, latent_shares
 
 LEGEND_COLUMNS = 3
-LINE_STYLES = ("-", "--", ":", "-.")
+LINE_STYLES = ("-", "--", ":", "-.", (0, (8, 2)), (0, (1, 3)), (0, (6, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (8, 3, 2, 3)))
+"""Nine sizes can be told apart."""
 FAINTEST = 0.4
 """Opacity of the smallest model's lines; the largest model's are opaque."""
 ROW_INCHES = 0.34

@@ -19,13 +19,13 @@ from openspectra.reporting.formats import (
 from openspectra.reporting.load import Model, Results
 from openspectra.reporting.provenance import SHORT_HASH
 from openspectra.reporting.section import Row, View
-from openspectra.reporting.statistics import LEVEL_TEXT, DocumentLosses, main_scores
+from openspectra.reporting.statistics import LEVEL_TEXT, DocumentLosses, main_scores, mean_accuracy
 from openspectra.reporting.sweep import Choice
 from openspectra.reporting.tables import Gap, missing_loss
 
 
 def model_view(results: Results, losses: DocumentLosses) -> View:
-    """Return the table of all models: sizes, test loss, bits per byte and the accuracy of each task."""
+    """Return the table of all models: sizes, test loss, bits per byte, the paper's average and each task's accuracy."""
     unit, divisor = size_unit(max((model.metric("model_size_bits") or 0 for model in results.models), default=0))
     scores = main_scores(results.scores, results.main_metrics).set_index(["model_id", "task"])
     columns = [
@@ -34,11 +34,15 @@ def model_view(results: Results, losses: DocumentLosses) -> View:
         ("Size", unit),
         ("Test loss", f"nats/token\n{LEVEL_TEXT} interval"),
         ("Bits per byte", "test text"),
+        *([("Mean of six", "the paper's tasks, %")] if results.has_paper_average else []),
         *((task, _task_unit(results, task, metric)) for task, metric in results.main_metrics.items()),
     ]
+    means = mean_accuracy(results.scores, results.averaged).assign(task="the mean of six")
+    means = means.set_index(["model_id", "task"])
     rows = []
     for model in results.models:
         cells = [*_size_cells(model, divisor), *_loss_cells(model, losses)]
+        cells += [_accuracy_cell(model, "the mean of six", means)] if results.has_paper_average else []
         cells += [_accuracy_cell(model, task, scores) for task in results.main_metrics]
         rows.append(_row(model, cells))
     return _view(columns, rows)
