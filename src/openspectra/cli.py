@@ -42,13 +42,28 @@ Part = Annotated[int, typer.Option("--part", min=0, help="Number of the part.")]
 
 @app.command()
 def check(study: Annotated[Path, typer.Argument(help="Study file (YAML).")]) -> None:
-    """Check a study file, with all its problems at once, and list its models."""
+    """Check a study file, with all its problems at once, and list its models with their sizes in bits."""
     from openspectra.study import load_study
 
     loaded = load_study(study)
-    for model_id, run in loaded.pretrained.items():
-        _say(f"{model_id}: {run.summary}")
-    _say(f"{study}: valid; {len(loaded.models)} models, {len(loaded.quantized)} of them quantized.")
+    for model_id, bits in loaded.sizes_in_bits.items():
+        run = loaded.pretrained.get(model_id)
+        _say(f"{model_id}: {bits / 1e9:,.4g} Gbit" + (f", {run.summary}" if run else ""))
+    num_models, made = len(loaded.compared_models), len(loaded.quantized)
+    quantized = num_models - len(loaded.pretrained)
+    sets = f", each the mean over {made // quantized} calibration sets ({made} QuantLMs)" if made > quantized else ""
+    _say(f"{study}: valid; {num_models} models, {quantized} of them quantized{sets}.")
+
+
+@app.command()
+def assumptions(study: Annotated[Path, typer.Argument(help="Study file (YAML).")]) -> None:
+    """List what a study assumes where the paper is silent, each with its evidence: its file, its base, the library."""
+    from openspectra.assumptions import collect, study_files
+    from openspectra.study import load_study
+
+    load_study(study)
+    for each in collect(study_files(study)):
+        _say(f"{each.file}:{each.line}: " + (f"{each.code}  # " if each.code else "") + each.text)
 
 
 @app.command()
@@ -246,15 +261,28 @@ def quantize(config: Config, out: Out, model: Model, train: Train, threads: Thre
 
 
 @app.command()
-def tasks(config: Config, out: Out, corpus: Corpus, log: Log = None) -> None:
-    """Build benchmarks from the documents of the test split."""
-    from openspectra.evaluation.build_tasks import build_tasks
+def tasks(
+    config: Config,
+    out: Out,
+    corpus: Annotated[Path | None, typer.Option("--corpus", help="Corpus artifact; none for ready tokens.")] = None,
+    test: Annotated[Path | None, typer.Option("--test", help="Token shards of the test split of ready tokens.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", help="Tokenizer of ready tokens.")] = None,
+    log: Log = None,
+) -> None:
+    """Build benchmarks from the documents of the test split: of a corpus, or of ready tokens as text."""
+    from openspectra.evaluation.build_tasks import build_tasks, build_tasks_from_tokens
     from openspectra.evaluation.config import TasksConfig
 
-    def run(config, corpus, folder):
-        return build_tasks(config, corpus, folder, os.path.relpath(out))
+    given = {"corpus": (corpus, "corpus"), "test": (test, "tokens"), "tokenizer": (tokenizer, "tokenizer")}
+    parents = {role: parent for role, parent in given.items() if parent[0]}
+    if set(parents) not in ({"corpus"}, {"test", "tokenizer"}):
+        raise typer.BadParameter(f"give --corpus, or --test and --tokenizer; got {sorted(parents) or 'neither'}.")
 
-    _run_stage("tasks", TasksConfig, config, out, log, {"corpus": (corpus, "corpus")}, run)
+    def run(config, folder, **parents):
+        build = build_tasks if corpus else build_tasks_from_tokens
+        return build(config, **parents, folder=folder, cwd_relative=os.path.relpath(out))
+
+    _run_stage("tasks", TasksConfig, config, out, log, parents, run)
 
 
 @app.command()

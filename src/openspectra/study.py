@@ -27,6 +27,8 @@ from openspectra.data.config import (
 from openspectra.errors import ConfigError
 from openspectra.evaluation.config import BUILT_TASKS, SNIPPET_BYTES, BenchmarksConfig
 from openspectra.model.config import LlamaShape
+from openspectra.model.families import load_family
+from openspectra.model.size import bits_per_weight, counted_parameters, model_size_bits, padded_rows
 from openspectra.model_ids import QUANTLM, ModelId, rate_label
 from openspectra.quantization.config import BLOCK, BLOCK_BITS, GROUP_SIZES, MIN_CALIBRATION_LENGTH, QuantizeConfig
 from openspectra.reporting.config import ReportConfig
@@ -40,9 +42,6 @@ from openspectra.study_file import (
     StudyFile,
 )
 from openspectra.training.config import FamilyName, PretrainConfig
-
-VOCAB_MULTIPLE = 128
-"""Rows of the embedding are padded to a multiple of this times scales_per_matrix (paper, vocabulary rule)."""
 
 
 class Study(StudyFile):
@@ -89,6 +88,8 @@ class Study(StudyFile):
             model_id=model_id,
             bits=model.bits,
             group_size=section.group_size[model.bits],
+            desc_act=section.desc_act,
+            damp_percent=section.damp_percent,
             num_calibration_samples=section.num_calibration_samples,
             calibration_sequence_length=section.calibration_sequence_length,
             calibration_set=model.calibration or 0,
@@ -97,13 +98,23 @@ class Study(StudyFile):
 
     @property
     def models(self) -> list[str]:
-        """Every model id of the study."""
+        """The id of every model that is made."""
         return [*self.pretrained, *self.quantized]
 
     @property
+    def compared_models(self) -> list[str]:
+        """The ids that are counted and compared: of several calibration sets the first id stands for their mean."""
+        return [model_id for model_id in self.models if not ModelId.parse(model_id).calibration]
+
+    @property
+    def sizes_in_bits(self) -> dict[str, float]:
+        """Size of each compared model by the paper's rule, in bits."""
+        return {model_id: self._size_in_bits(ModelId.parse(model_id)) for model_id in self.compared_models}
+
+    @property
     def splits(self) -> list[Split]:
-        """Splits that become token shards: the test split is read as text, by the tasks alone."""
-        return ["train", "valid"]
+        """Splits that become token shards. The test split of a corpus is read as text; that of ready tokens is made text."""
+        return ["train", "valid"] if self.corpus else ["train", "valid", "test"]
 
     @property
     def source_jobs(self) -> list[tuple[str, int]]:
@@ -185,6 +196,14 @@ class Study(StudyFile):
         """Return the resolved config of the report of the study called `name`."""
         return ReportConfig(study=name, title=self.title, seed=self.seed, num_resamples=self.num_resamples)
 
+    def _size_in_bits(self, model: ModelId) -> float:
+        trained = model.float_parent if model.family == QUANTLM else model
+        shape = self.pretrained[str(trained)].shape
+        absent = 0 if load_family(trained.family).has_block_norms else shape.num_block_norm_parameters
+        counted = counted_parameters(shape.num_parameters - absent, shape, self.tokenizer.vocab_size)
+        group_size = self.quantization.group_size[model.bits] if model.bits else None
+        return model_size_bits(shape.num_linear_parameters, counted, bits_per_weight(model.kind, group_size))
+
     def _pretrain_config(
         self, model_id: str, family: FamilyName, size: SizeLabel, rate: float, intervention: Intervention
     ) -> PretrainConfig:
@@ -192,13 +211,13 @@ class Study(StudyFile):
         max_steps = math.ceil(training.total_tokens / recipe.batch_tokens)
         drop = recipe.lr_drop if intervention in ("both", "only-lr-drop") else None
         stop = recipe.weight_decay_stop_at if intervention in ("both", "only-decay-stop") else None
-        multiple = VOCAB_MULTIPLE * row.scales_per_matrix
         return PretrainConfig(
             model_id=model_id,
             family=family,
             shape=LlamaShape(
-                vocab_size=math.ceil(self.tokenizer.vocab_size / multiple) * multiple,
+                vocab_size=padded_rows(self.tokenizer.vocab_size, row.scales_per_matrix),
                 max_position_embeddings=training.sequence_length,
+                initialization=training.initialization,
                 initializer_range=training.initializer_range,
                 **row.model_dump(),
             ),

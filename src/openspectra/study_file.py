@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 from openspectra.config import Config, Fraction, PositiveInt, Rate, Seed, Text
 from openspectra.data.config import CorpusConfig, TokenFilesConfig, TokenizerConfig
 from openspectra.evaluation.config import BUILT_TASKS, EvaluateConfig, TasksConfig
-from openspectra.quantization.config import Bits
+from openspectra.model.config import Initialization
+from openspectra.quantization.config import Bits, Damping
 from openspectra.training.config import FamilyName, Precision
 
 STUDY_NAME = r"^[a-z0-9][a-z0-9_-]{0,99}$"
@@ -82,8 +83,10 @@ class TrainingConfig(Config):
     total_tokens: PositiveInt
     """Tokens each model sees."""
     sequence_length: PositiveInt
+    initialization: Initialization = "normal"
+    """`normal` draws all matrices alike; `scaled_normal` and `small_init` those that write to the residual stream by depth."""
     initializer_range: Rate
-    """Standard deviation of the initial normal draw of every matrix."""
+    """Standard deviation of the initial normal draw; `small_init` takes its own from the width."""
     precision: Precision
     warmup_fraction: Fraction
     """Share of the steps until the peak learning rate is reached."""
@@ -93,7 +96,7 @@ class TrainingConfig(Config):
     checkpoints_per_run: PositiveInt
     validations_per_run: PositiveInt
     valid_sequences: PositiveInt
-    """Sequences of the valid split in each validation."""
+    """Sequences of each validation: a fixed sample of the whole valid split."""
     log_every_steps: PositiveInt
     export_dtype: Literal["float32", "float16"]
 
@@ -107,7 +110,12 @@ class QuantizationConfig(Config):
     num_calibration_samples: PositiveInt
     calibration_sequence_length: PositiveInt
     num_calibration_sets: PositiveInt = 1
-    """Disjoint sets per width: the first gives `quantlm/<size>-<bits>bit`, the others `...-c1`, `...-c2`."""
+    """Disjoint sets per width: the first gives `quantlm/<size>-<bits>bit`, the others `...-c1`, `...-c2`. In reports the
+    first name stands for the mean over the sets."""
+    desc_act: bool = False  # ASSUME: the paper does not state it; the default of GPTQ's own code
+    """Whether GPTQ takes the columns in the order of their activations."""
+    damp_percent: Damping = 0.01  # ASSUME: the paper does not state it; the default of GPTQ's own code
+    """What GPTQ adds to the diagonal of the Hessian, as a share of its mean."""
 
     @model_validator(mode="after")
     def _complete(self):
@@ -154,10 +162,6 @@ class StudyFile(Config):
             raise ValueError("give `corpus` (text) or `token_files` (ready tokens), and not both.")
         if self.token_files and not self.tokenizer.file:
             raise ValueError("`token_files` need `tokenizer.file`, the tokenizer that made them; name it.")
-        if self.token_files and self.evaluation and self.evaluation.built_tasks:
-            raise ValueError(
-                "evaluation.built_tasks needs `corpus`, from whose test split it builds; drop one of them."
-            )
         return self
 
     @model_validator(mode="after")

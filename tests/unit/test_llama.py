@@ -139,3 +139,29 @@ def test_counts_equal_the_built_model():
     model = Llama(SHAPE, "trilm")
     assert sum(parameter.numel() for parameter in model.parameters()) == SHAPE.num_parameters
     assert sum(group.latent_weight().numel() for _, group in model.groups()) == SHAPE.num_linear_parameters
+
+
+@pytest.mark.parametrize(
+    ("initialization", "inner", "output"),
+    [
+        ("normal", 0.02, 0.02),
+        ("scaled_normal", 0.02, 0.005),  # 0.02 / sqrt(2 * 8)
+        ("small_init", 0.0395285, 0.015625),  # sqrt(2 / (5 * 256)), 2 / (8 * 16)
+    ],
+)
+def test_initial_weights_have_the_deviations_of_their_names(initialization, inner, output):
+    """As GPT-NeoX draws them: small_init sqrt(2 / 5D) with wang_init 2 / (L sqrt(D)); scaled_normal by sqrt(2L)."""
+    shape = LlamaShape(
+        vocab_size=256, hidden_size=256, intermediate_size=512, num_hidden_layers=8, num_attention_heads=4,
+        initialization=initialization,
+    )  # fmt: skip
+    models = [Llama(shape, family) for family in ("floatlm", "trilm")]
+    for model in models:
+        model.reset_parameters(seed=1)
+    for (name, first), (_, second) in zip(*(model.named_parameters() for model in models), strict=True):
+        assert torch.equal(first, second), name  # twins
+        if first.dim() == 2:
+            expected = output if name.endswith(("o_proj.weight", "down_proj.weight")) else inner
+            assert first.std().item() == pytest.approx(expected, rel=0.02), name
+            assert abs(first.mean().item()) < 0.02 * expected
+    assert "initialization" not in hugging_face_config(shape, "floatlm", "float16", 0)

@@ -11,6 +11,7 @@ from conftest import kills_at_file_operations
 from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader
 
+from openspectra.data.tokens import Span
 from openspectra.errors import DamagedArtifactError, Interrupted, OpenSpectraError
 from openspectra.model.config import LlamaShape
 from openspectra.model.families import load_family
@@ -23,6 +24,7 @@ from openspectra.training.interruption import Interruption
 from openspectra.training.module import Checkpointing, Pretraining
 from openspectra.training.pretrain import _train, build_trainer
 from openspectra.training.spikes import WINDOW, Spikes
+from openspectra.training.validation import ValidationSample
 from openspectra.training.world import World
 
 torch.set_num_threads(1)  # models this small gain nothing from a second thread, and lose much on a busy machine
@@ -72,6 +74,16 @@ class RandomTokens:
 
     def sequences(self, indices, sequence_length: int):
         return np.stack([self.tokens[i * sequence_length :][: sequence_length + 1] for i in indices])
+
+    def trace(self, indices, sequence_length: int):
+        """The first half of the split is of source `a`, the second of `b`; the border lies inside a sequence."""
+        half = len(self.tokens) // 2 + 5
+        spans = []
+        for start in (int(i) * sequence_length for i in indices):
+            of_a = min(max(half - start, 0), sequence_length + 1)
+            pieces = [("a", start, of_a), ("b", start + of_a - half, sequence_length + 1 - of_a)]
+            spans.append([Span(f"{name}:0", name, first, count) for name, first, count in pieces if count])
+        return spans
 
 
 class At(L.Callback):
@@ -194,11 +206,35 @@ def test_kept_weights_are_log_spaced_then_regular(tmp_path):
 def test_validation_is_the_mean_of_its_sequences(tmp_path):
     module = train(config(), tmp_path)
     assert [row["step"] for row in module.tables["valid"]] == [4, 8, 12]
-    batch = torch.from_numpy(RandomTokens(1).sequences(range(5), 16))
+    batch = torch.from_numpy(RandomTokens(1).sequences(module.validation.indices_S, 16))
     with torch.no_grad():
         each = module.llama(batch[:, :-1], batch[:, 1:], reduction="none").double().mean(dim=1)
     torch.testing.assert_close(module.valid_losses[-1], each, rtol=1e-6, atol=0)
     assert module.tables["valid"][-1]["valid_loss"] == pytest.approx(each.mean().item(), rel=1e-6)
+
+
+def test_validation_reads_all_of_the_split_and_gives_the_loss_of_each_source(tmp_path):
+    """The parts of a split stand in the order of their files: its first sequences would be those of one source."""
+    tokens = RandomTokens(1)
+    available, half = tokens.num_sequences(16), 2005
+    sample = ValidationSample(tokens, 40, 16)
+    assert len(set(sample.indices_S.tolist())) == 40
+    assert 10 < sum(index < available // 2 for index in sample.indices_S) < 30
+    assert np.array_equal(ValidationSample(tokens, 15, 16).indices_S, sample.indices_S[:15])
+    whole = ValidationSample(tokens, 1000, 16)
+    assert sorted(whole.indices_S) == list(range(available))
+    for settings in (config(valid_sequences=1000), config(valid_sequences=1000, micro_batch_size=4, seed=4)):
+        module = train(settings, tmp_path / str(settings.seed))
+        assert np.array_equal(module.validation.indices_S, whole.indices_S)  # whatever the seed of the run
+        batch = torch.from_numpy(tokens.sequences(range(available), 16))
+        with torch.no_grad():
+            losses = module.llama(batch[:, :-1], batch[:, 1:], reduction="none").double().flatten()
+        rows = {row["source"]: row for row in module.tables["valid_sources"] if row["step"] == 12}
+        places = torch.arange(1, available * 16 + 1)
+        for name, own in (("a", losses[places < half]), ("b", losses[places >= half])):
+            assert rows[name]["num_tokens"] == len(own)
+            assert rows[name]["valid_loss"] == pytest.approx(own.mean().item(), rel=1e-6)
+        assert module.tables["valid"][-1]["valid_loss"] == pytest.approx(losses.mean().item(), rel=1e-6)
 
 
 def half_precision_trainer(max_steps: int, scaler: torch.amp.GradScaler) -> L.Trainer:

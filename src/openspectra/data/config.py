@@ -194,7 +194,9 @@ class TokenFilesConfig(Config):
     dtype: Literal["uint16", "uint32"]
     """What an id is stored as."""
     valid_fraction: Annotated[float, Field(gt=0, lt=0.5)]
-    """Share of each file, from its end and by whole documents, on which choices are made."""
+    """Share of each file, before its test documents and by whole documents, on which choices are made."""
+    test_fraction: Annotated[float, Field(gt=0, lt=0.5)]
+    """Share of each file, from its end and by whole documents, from which every reported number comes."""
     license: Text | None = None
     """Licence of the texts, for the data card."""
 

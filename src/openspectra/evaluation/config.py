@@ -52,8 +52,16 @@ class EvaluateConfig(Config):
     """Precision of the weights during evaluation; log-softmax is always computed in float32."""
     limit: PositiveInt | None = None
     """Items per task, for smoke runs."""
+    sample_seed: Seed | None = None
+    """Draws the `limit` items of every task; without it they are the first."""
     files: TaskFiles = {}
     """Files in place of what the hub gives, by task; zero-shot, because such a file has no other split."""
+
+    @model_validator(mode="after")
+    def _sample_has_a_size(self):
+        if self.sample_seed is not None and not self.limit:
+            raise ValueError("`sample_seed` draws `limit` items of every task; give `limit`.")
+        return self
 
     @model_validator(mode="after")
     def _tasks_can_be_run(self):

@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from openspectra.artifacts import Artifact, write_csv
@@ -197,9 +198,21 @@ def _run(config: EvaluateConfig, lm, run: dict[str, Any], model_id: str) -> dict
             task.set_config(key="num_fewshot", value=config.num_fewshot)
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
     try:
-        return evaluate_tasks(lm, run, limit=config.limit, bootstrap_iters=0)
+        sample = _sample(config, run["tasks"])
+        return evaluate_tasks(lm, run, limit=None if sample else config.limit, samples=sample, bootstrap_iters=0)
     except OverflowError:
         names = ", ".join(run["tasks"])
         raise OpenSpectraError(
             f"{model_id}: {names}: a perplexity is too large for a number; the model is broken."
         ) from None
+
+
+def _sample(config: EvaluateConfig, tasks: dict[str, Any]) -> dict[str, list[int]] | None:
+    """Return the places of the items that are scored of each task, in order; None where it is not a sample by seed."""
+    if config.sample_seed is None:
+        return None
+    return {
+        name: sorted(Random(f"{config.sample_seed}/{name}").sample(range(count), min(config.limit, count)))
+        for name, task in tasks.items()
+        if (count := len(task.eval_docs))
+    }

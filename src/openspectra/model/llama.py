@@ -22,6 +22,9 @@ from openspectra.model.families.family import Family
 from openspectra.model.head_and_loss import mean_loss, token_losses
 from openspectra.model.shards import Shards, column_parallel, row_parallel
 
+OUTPUT_LAYERS = ("o_proj.weight", "down_proj.weight")
+"""Matrices that write to the residual stream, which an initialization may scale by depth."""
+
 
 class LinearGroup:
     """Bias-free layers that read the same input and are computed as one product: q, k and v; gate and up; or one alone.
@@ -187,9 +190,11 @@ class Llama(nn.Module):
     def reset_parameters(self, seed: int) -> None:
         """Draw the initial latent weights: one draw per seed and shape, the same for every family (twins)."""
         generator = torch.Generator().manual_seed(seed)
-        for parameter in self.parameters():
-            if parameter.dim() == 2:  # ASSUME: normal(0, initializer_range) for every matrix; the paper states none
-                nn.init.normal_(parameter, std=self.shape.initializer_range, generator=generator)
+        deviation, output_deviation = self.shape.initial_deviations
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                std = output_deviation if name.endswith(OUTPUT_LAYERS) else deviation
+                nn.init.normal_(parameter, std=std, generator=generator)
             else:
                 nn.init.ones_(parameter)
 

@@ -124,11 +124,12 @@ def _write_dense(packed: Path, folder: Path) -> None:
 
 def _counts(config: QuantizeConfig, model: Artifact) -> dict[str, Any]:
     metrics = model.manifest.metrics
-    linear, total = metrics["num_linear_parameters"], metrics["num_parameters"]
+    linear, counted = metrics["num_linear_parameters"], metrics["num_counted_parameters"]
     width = bits_per_weight(f"quantlm-{config.bits}bit", config.group_size)
     return {
-        "num_parameters": total,
+        "num_parameters": metrics["num_parameters"],
+        "num_counted_parameters": counted,
         "num_linear_parameters": linear,
         "bits_per_weight": width,
-        "model_size_bits": model_size_bits(linear, total, width),
+        "model_size_bits": model_size_bits(linear, counted, width),
     }

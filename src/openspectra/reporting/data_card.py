@@ -92,7 +92,10 @@ def _token_files(parts: list[Artifact]) -> DataCard:
         ("Licence", ""),
     ]
     views = []
-    for split, of_split in table.groupby("split", sort=False):
+    for split in SPLITS:
+        of_split = table[table["split"] == split]
+        if of_split.empty:
+            continue
         cells = [
             [
                 Cell(row["source"]),

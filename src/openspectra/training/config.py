@@ -59,7 +59,7 @@ class PretrainConfig(Config):
     valid_every_steps: PositiveInt
     """Interval of validation and of the measurements of discrete weights."""
     valid_sequences: PositiveInt
-    """Sequences of the valid split in each validation."""
+    """Sequences of each validation: a fixed sample of the whole valid split."""
     log_every_steps: PositiveInt
     export_dtype: Literal["float32", "float16"]
     """Precision of the saved weights."""

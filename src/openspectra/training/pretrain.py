@@ -124,10 +124,12 @@ def _save_records(module: Pretraining, folder: Path) -> dict[str, Any]:
             write_csv(folder / f"{name}.csv", rows[0], rows)
     np.save(folder / "valid_losses.npy", torch.stack(module.valid_losses).numpy())
     ternary = means_by_step(module.tables["ternary"])
+    by_source = {row["source"]: row["valid_loss"] for row in module.tables["valid_sources"]}  # the last validation's
     return {
         "tokens_seen": module.tokens_seen,
         "final_train_loss": module.tables["train"][-1]["train_loss"],
         "valid_loss": module.tables["valid"][-1]["valid_loss"],
+        **({"valid_loss_by_source": by_source} if by_source else {}),
         "num_loss_spikes": len(module.tables["spikes"]),
         "num_skipped_steps": module.skipped_steps,
         **{key: ternary[-1][key] for key in ("sparsity", "flip_rate") if ternary},

@@ -47,7 +47,10 @@ def publish_checkpoint(config: CheckpointConfig, run: Artifact, folder: Path) ->
     shutil.copyfile(path, folder / WEIGHTS)
     for name in ("config.json", *TOKENIZER_FILES):
         shutil.copyfile(run.file(name), folder / name)
-    counts = ("num_parameters", "num_linear_parameters", "bits_per_weight", "model_size_bits")
+    counts = (
+        *("num_parameters", "num_counted_parameters", "num_linear_parameters"),
+        *("bits_per_weight", "model_size_bits"),
+    )
     return {key: run.manifest.metrics[key] for key in counts} | {"tokens_seen": int(row["tokens_seen"])}
 
 
