@@ -45,15 +45,23 @@ FORGERIES = {
     "a text for a step": lambda state: state | {"step": "12"},
     **{
         f"no {key}": lambda state, key=key: without(state, key)
-        for key in ("run", "step", "model", "optimizer", "records")
+        for key in ("run", "step", "attention", "model", "optimizer", "records")
     },
 }
 
 
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    train(config(), folder)
+    return folder
+
+
 @pytest.fixture
-def checkpoints(tmp_path) -> CheckpointFolder:
+def checkpoints(run_folder, tmp_path) -> CheckpointFolder:
     """The folder of a run of 12 steps, with states of steps 10 and 12."""
-    return train(config(), tmp_path).checkpoints
+    shutil.copytree(run_folder, tmp_path, dirs_exist_ok=True)
+    return CheckpointFolder(tmp_path, config(), {})
 
 
 @pytest.mark.parametrize("kind", FORGERIES)

@@ -148,7 +148,8 @@ class CheckpointFolder:
 
     def _problem(self, state: Any) -> str | None:
         """Return what keeps a loaded object from being a state of this model; None for a whole one."""
-        kinds = {"run": str, "step": int, "model": dict, "optimizer": dict | None, "records": dict, "precision": dict}
+        kinds = {"run": str, "step": int, "attention": str, "model": dict, "optimizer": dict | None}
+        kinds |= {"records": dict, "precision": dict}
         if not isinstance(state, dict):
             return f"a {type(state).__name__}"
         for key, kind in kinds.items():
