@@ -43,9 +43,13 @@ Part = Annotated[int, typer.Option("--part", min=0, help="Number of the part.")]
 @app.command()
 def check(study: Annotated[Path, typer.Argument(help="Study file (YAML).")]) -> None:
     """Check a study file, with all its problems at once, and list its models with their sizes in bits."""
+    from openspectra.data.tokenizer import file_problems
+    from openspectra.errors import ConfigError
     from openspectra.study import load_study
 
     loaded = load_study(study)
+    if problems := file_problems(loaded.tokenizer):
+        raise ConfigError([f"{study}: {problem}" for problem in problems])
     for model_id, bits in loaded.sizes_in_bits.items():
         run = loaded.pretrained.get(model_id)
         _say(f"{model_id}: {bits / 1e9:,.4g} Gbit" + (f", {run.summary}" if run else ""))

@@ -269,6 +269,7 @@ def documents_of(loss: float, num_documents: int, seed: int) -> pd.DataFrame:
             "document_id": [f"{index:016x}" for index in range(num_documents)],
             "num_tokens": tokens,
             "num_bytes": 3 * tokens,
+            "lost_bytes": 0,
             "log_likelihood": -(loss + difficulty + noise) * tokens,
         }
     )

@@ -15,6 +15,7 @@ import torch
 from openspectra.artifacts import Artifact, open_artifact, write_artifact, write_json
 from openspectra.data.config import CorpusConfig
 from openspectra.data.corpus import Document, write_documents
+from openspectra.data.tokenizer import loader_settings
 from openspectra.errors import ConfigError, DamagedArtifactError, OpenSpectraError
 from openspectra.evaluation.build_tasks import build_tasks
 from openspectra.evaluation.config import EvaluateConfig, TasksConfig
@@ -102,8 +103,7 @@ def make_model(folder: Path, texts: list[str], fill_head: float | None = None) -
     with write_artifact(folder, "quantize", config, {}) as draft:
         llama.save_pretrained(draft.folder)
         tokenizer.save(str(draft.folder / "tokenizer.json"))
-        special = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), "<|end|>")
-        write_json(draft.folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special})
+        write_json(draft.folder / "tokenizer_config.json", loader_settings("<|end|>"))
     return open_artifact(folder)
 
 
@@ -239,7 +239,9 @@ def test_evaluate_twice_gives_equal_bytes_and_no_path(evaluated, model, tasks, t
 def test_score_of_a_task_does_not_depend_on_its_neighbours(evaluated, model, tasks, tmp_path):
     evaluate(CONFIG.model_copy(update={"tasks": ["continuation"]}), model, tmp_path, tasks)
     assert rows_of(tmp_path / "scores.csv") == rows_of(evaluated / "scores.csv", task="continuation")
-    assert (tmp_path / "documents.csv").read_text() == "task,document_id,num_tokens,num_bytes,log_likelihood\n"
+    assert (
+        tmp_path / "documents.csv"
+    ).read_text() == "task,document_id,num_tokens,num_bytes,lost_bytes,log_likelihood\n"
 
 
 def test_limit_scores_the_first_items(evaluated, model, tasks, tmp_path):

@@ -18,7 +18,14 @@ def documents(**losses: float) -> pd.DataFrame:
 def test_interval_agrees_with_normal_theory():
     generator = np.random.default_rng(3)
     nats_D = 300 + 50 * generator.standard_normal(500)
-    rows = {"model_id": "floatlm/1M", "task": "text", "num_tokens": 100, "num_bytes": 300, "log_likelihood": -nats_D}
+    rows = {
+        "model_id": "floatlm/1M",
+        "task": "text",
+        "num_tokens": 100,
+        "num_bytes": 300,
+        "lost_bytes": 0,
+        "log_likelihood": -nats_D,
+    }
     table = pd.DataFrame(rows | {"document_id": [str(index) for index in range(500)]})
     loss = document_losses(table, 4000, seed=1).loss("floatlm/1M")
     half_width = 1.96 * nats_D.std() / 100 / np.sqrt(500)
@@ -35,6 +42,7 @@ def test_loss_weighs_documents_by_their_tokens():
             "document_id": ["a", "b"],
             "num_tokens": [1, 3],
             "num_bytes": [4, 12],
+            "lost_bytes": [0, 0],
             "log_likelihood": [-8.0, -12.0],
         }
     )

@@ -168,11 +168,15 @@ class TokenizerConfig(Config):
     """A byte-level BPE: trained on the train split, or loaded from a `tokenizer.json`."""
 
     vocab_size: PositiveInt
-    """Entries to train, or expected in `file`; the model pads them to a multiple of 128 x scales_per_matrix."""
+    """Entries to train; of `file` its largest id plus one. The model pads them to a multiple of 128 x scales_per_matrix."""
     file: DataPath | None = None
     """A ready `tokenizer.json`, relative to the data folder (`data`, or what OPENSPECTRA_DATA names)."""
     end_of_text: str = "<|endoftext|>"
     """Token written after every document."""
+    post_processor: Literal["refuse", "remove"] = "refuse"
+    """Of a `file` that adds tokens to every text (such as `<bos>`): training text has none, so no other stage may add any."""
+    max_lost_fraction: Fraction = 0.0
+    """Share of the bytes of a split that may fail to come back from their tokens; texts that lose some have no bits per byte."""
 
 
 class TokenPartConfig(Config):

@@ -12,7 +12,7 @@ from openspectra.artifacts import Artifact
 from openspectra.data.config import TokenFilePartConfig
 from openspectra.data.local_files import data_folder
 from openspectra.data.shards import BlockHasher, IndexWriter, dtype_for, shard_record
-from openspectra.data.tokenizer import end_of_text_id, fingerprint, load_tokenizer
+from openspectra.data.tokenizer import end_of_text_id, fingerprint, load_tokenizer, num_ids, published_fingerprint
 from openspectra.errors import ConfigError, OpenSpectraError
 
 WINDOW = 2**20
@@ -29,11 +29,11 @@ def index_token_file(config: TokenFilePartConfig, tokenizer: Artifact, folder: P
     `OpenSpectraError` for ids that the tokenizer does not have.
     """
     source, name = config.parts[config.part]
-    if config.tokenizer_sha256 != fingerprint(tokenizer):
+    if config.tokenizer_sha256 != published_fingerprint(tokenizer):
         raise ConfigError(
             [
                 f"token_files.tokenizer_sha256: {config.tokenizer_sha256[:12]}..., but the study's tokenizer is "
-                f"{fingerprint(tokenizer)[:12]}...; give the tokenizer that made the files."
+                f"{published_fingerprint(tokenizer)[:12]}...; give the tokenizer that made the files."
             ]
         )
     path, dtype = data_folder() / name, np.dtype({"uint16": "<u2", "uint32": "<u4"}[config.dtype])
@@ -41,7 +41,7 @@ def index_token_file(config: TokenFilePartConfig, tokenizer: Artifact, folder: P
         raise ConfigError([f"token_files.files.{source}: {path}: no such file; put it there or set OPENSPECTRA_DATA."])
     if path.stat().st_size % dtype.itemsize or not path.stat().st_size:
         raise OpenSpectraError(f"{path}: {path.stat().st_size} bytes are no {config.dtype} tokens; fetch it again.")
-    vocab_size = load_tokenizer(tokenizer).get_vocab_size()
+    vocab_size = num_ids(load_tokenizer(tokenizer))
     if dtype.itemsize < dtype_for(vocab_size).itemsize:
         raise ConfigError(
             [f"token_files.dtype: {config.dtype} cannot hold the {vocab_size} entries of the vocabulary."]

@@ -7,10 +7,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from openspectra.artifacts import Artifact, write_json
+from openspectra.artifacts import Artifact, sha256_of, write_json
 from openspectra.data.config import TokenizerConfig
 from openspectra.data.corpus import documents_of
 from openspectra.data.local_files import data_folder
+from openspectra.data.round_trip import RoundTrip, require_kept
 from openspectra.errors import ConfigError, OpenSpectraError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -27,35 +28,68 @@ MEASURED_DOCUMENTS = 1000
 def build_tokenizer(config: TokenizerConfig, folder: Path, corpus: Artifact | None = None) -> dict[str, Any]:
     """Write `tokenizer.json` and `tokenizer_config.json`; return vocabulary size and compression on the valid split.
 
-    Without a corpus (ready token files) a tokenizer can only be loaded, and its compression is not known.
+    What is written encodes as training does, for every loader: no token is added to a text, and a special token written
+    out in a text is text. Without a corpus (ready token files) a tokenizer can only be loaded, its compression is unknown.
+    Raises `ConfigError` for a tokenizer that adds tokens or has another size, `OpenSpectraError` for one that loses text.
     """
     if not config.file and not corpus:
         raise ConfigError(["tokenizer.file: ready token files need the tokenizer that made them; name it."])
-    tokenizer = _load(config) if config.file else _train(config, corpus)
+    tokenizer = load_file(config) if config.file else _train(config, corpus)
     if tokenizer.token_to_id(config.end_of_text) is None:
         raise ConfigError(
             [f"tokenizer.end_of_text: {config.end_of_text!r} is not in the vocabulary; name its end token."]
         )
-    size = tokenizer.get_vocab_size()
-    if size != config.vocab_size:
-        raise ConfigError(
-            [f"tokenizer.vocab_size: the tokenizer has {size} entries, the config says {config.vocab_size}."]
-        )
-    if config.file:  # as it is, so that its fingerprint stays the published one
+    if problem := size_problem(tokenizer, config):
+        raise ConfigError([problem])
+    metrics = {"vocab_size": num_ids(tokenizer)}
+    if config.file:
+        metrics["file_sha256"] = sha256_of(data_folder() / config.file)
+    if config.file and not _adds_tokens(tokenizer):  # as it is, so that its fingerprint stays the published one
         shutil.copyfile(data_folder() / config.file, folder / "tokenizer.json")
     else:
+        tokenizer = _without_post_processor(tokenizer)
         text = tokenizer.to_str(pretty=True)  # not `save`, whose errors say nothing of a disk
         (folder / "tokenizer.json").write_text(text, encoding="utf-8")
-    special = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), config.end_of_text)
-    # the class name that both transformers 4 and 5 know
-    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special})
+    write_json(folder / "tokenizer_config.json", loader_settings(config.end_of_text))
     tokenizer.encode_special_tokens = True
-    return {"vocab_size": size} | (_compression(tokenizer, corpus) if corpus else {})
+    return metrics | (_compression(tokenizer, corpus, config.max_lost_fraction) if corpus else {})
+
+
+def file_problems(config: TokenizerConfig) -> list[str]:
+    """Return what keeps a study's tokenizer file from being taken; nothing where there is no file, or not yet."""
+    if not config.file or not (data_folder() / config.file).is_file():
+        return []
+    try:
+        problem = size_problem(load_file(config), config)
+    except ConfigError as error:
+        return error.problems
+    return [problem] if problem else []
+
+
+def num_ids(tokenizer) -> int:
+    """Return the largest id plus one: rows that a table needs. More than the number of entries where ids have holes."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def size_problem(tokenizer, config: TokenizerConfig) -> str | None:
+    """Return what is wrong with `vocab_size` for a tokenizer; None where it fits."""
+    size, entries = num_ids(tokenizer), tokenizer.get_vocab_size()
+    if size == config.vocab_size:
+        return None
+    holes = f" ({entries:,} entries with holes between their ids)" if size != entries else ""
+    return (
+        f"tokenizer.vocab_size: the largest id is {size - 1:,}{holes}, so it must be {size}; got {config.vocab_size}."
+    )
 
 
 def fingerprint(tokenizer: Artifact) -> str:
     """Return the sha256 of the `tokenizer.json` of a tokenizer artifact: what decides every token."""
     return tokenizer.record("tokenizer.json").sha256
+
+
+def published_fingerprint(tokenizer: Artifact) -> str:
+    """Return the sha256 of the file that a tokenizer was made from; it differs from `fingerprint` where that was changed."""
+    return tokenizer.manifest.metrics.get("file_sha256", fingerprint(tokenizer))
 
 
 def load_tokenizer(tokenizer: Artifact):
@@ -73,13 +107,50 @@ def end_of_text_id(tokenizer: Artifact) -> int:
     return load_tokenizer(tokenizer).token_to_id(config["eos_token"])
 
 
-def _compression(tokenizer, corpus: Artifact) -> dict[str, float]:
-    """Return the mean bytes per token of the first documents of the valid split."""
-    num_bytes = num_tokens = 0
+def _compression(tokenizer, corpus: Artifact, max_lost_fraction: float) -> dict[str, float]:
+    """Return the mean bytes per token of the first documents of the valid split.
+
+    Raises `OpenSpectraError` where they lose more than the allowed share: tokenizing need not begin.
+    """
+    num_bytes = num_tokens = lost_bytes = 0
+    round_trip = RoundTrip(tokenizer)
     for document in islice(documents_of(corpus, "valid"), MEASURED_DOCUMENTS):
+        ids = tokenizer.encode_batch_fast([document.text], add_special_tokens=False)[0].ids
         num_bytes += len(document.text.encode())
-        num_tokens += len(tokenizer.encode_batch_fast([document.text], add_special_tokens=False)[0].ids)
+        num_tokens += len(ids)
+        lost_bytes += round_trip.lost_bytes(document.text, ids)
+    require_kept(
+        f"the first {MEASURED_DOCUMENTS:,} documents of the valid split", lost_bytes, num_bytes, max_lost_fraction
+    )
+    if not num_tokens:
+        raise OpenSpectraError(
+            "tokenizer: no token for any document of the valid split; give a tokenizer for this text."
+        )
     return {"bytes_per_token": num_bytes / num_tokens}
+
+
+def loader_settings(end_of_text: str) -> dict[str, Any]:
+    """Return the `tokenizer_config.json` with which transformers and lm-eval encode as training does."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # the class name that both transformers 4 and 5 know
+        **dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), end_of_text),
+        "split_special_tokens": True,  # one that is written out in a text is text
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],  # a Llama takes no token_type_ids
+        "padding_side": "left",
+    }
+
+
+def _adds_tokens(tokenizer) -> bool:
+    return tokenizer.num_special_tokens_to_add(False) > 0
+
+
+def _without_post_processor(tokenizer):
+    from tokenizers import Tokenizer
+
+    if not _adds_tokens(tokenizer):
+        return tokenizer
+    return Tokenizer.from_str(json.dumps(json.loads(tokenizer.to_str()) | {"post_processor": None}))
 
 
 def _train(config: TokenizerConfig, corpus: Artifact):
@@ -108,7 +179,8 @@ def _training_texts(corpus: Artifact) -> Iterator[str]:
             return
 
 
-def _load(config: TokenizerConfig):
+def load_file(config: TokenizerConfig):
+    """Return the tokenizer in a study's file. Raises `ConfigError` for a missing file and one that alters every text."""
     from tokenizers import Tokenizer
 
     path = data_folder() / config.file
@@ -124,6 +196,14 @@ def _load(config: TokenizerConfig):
             [
                 f"tokenizer.file: {path}: `{key}` is set, which would alter every document; set it to null."
                 for key in altering
+            ]
+        )
+    if _adds_tokens(tokenizer) and config.post_processor == "refuse":
+        added = " ".join(tokenizer.encode("").tokens)
+        raise ConfigError(
+            [
+                f"tokenizer.file: {path}: its post-processor adds {added} to every text, which the text of training does not "
+                "have; take it out by tokenizer.post_processor: remove, or give another file."
             ]
         )
     return tokenizer

@@ -12,8 +12,9 @@ from typing import Any
 from openspectra.artifacts import Artifact, parts_of, role_of, write_json
 from openspectra.data.config import TokenPartConfig, TokensConfig
 from openspectra.data.documents import Document, iterate
+from openspectra.data.round_trip import RoundTrip, require_kept
 from openspectra.data.shards import SHARDS, ShardWriter, dtype_for, in_split
-from openspectra.data.tokenizer import end_of_text_id, fingerprint, load_tokenizer
+from openspectra.data.tokenizer import end_of_text_id, fingerprint, load_tokenizer, num_ids
 from openspectra.errors import DamagedArtifactError, OpenSpectraError
 from openspectra.memory import give_back_freed_memory
 
@@ -27,15 +28,17 @@ The tokenizer needs some 140 bytes of memory for each."""
 def build_token_part(config: TokenPartConfig, part: Artifact, tokenizer: Artifact, folder: Path) -> dict[str, Any]:
     """Write the shards and indices of one part's splits; return counts, dtype and the tokenizer's fingerprint."""
     encoder, end_of_text = load_tokenizer(tokenizer), end_of_text_id(tokenizer)
-    dtype = dtype_for(encoder.get_vocab_size())
+    dtype, round_trip = dtype_for(num_ids(encoder)), RoundTrip(encoder)
     splits = {}
     for split in config.splits:
         writer = ShardWriter(folder, split, dtype, config.tokens_per_shard)
         sources = defaultdict(Counter)
         for document, ids in encoded(encoder, iterate(part.file(f"{split}.parquet"))):
+            lost_bytes = round_trip.lost_bytes(document.text, ids)
             ids.append(end_of_text)
             writer.add(ids, document.id, document.source)
-            sources[document.source].update(documents=1, bytes=len(document.text.encode()), tokens=len(ids))
+            size = len(document.text.encode())
+            sources[document.source].update(documents=1, bytes=size, tokens=len(ids), lost_bytes=lost_bytes)
         counts = {source: dict(count) for source, count in sorted(sources.items())}
         splits[split] = {"shards": writer.close(), "num_tokens": writer.num_tokens, "sources": counts}
     return {"dtype": dtype.str, "tokenizer_sha256": fingerprint(tokenizer), "splits": splits}
@@ -44,7 +47,8 @@ def build_token_part(config: TokenPartConfig, part: Artifact, tokenizer: Artifac
 def build_tokens(config: TokensConfig, tokenizer: Artifact, parts: list[Artifact], folder: Path) -> dict[str, Any]:
     """Write `shards.json`, the shards of all parts in order; return counts, dtype and the tokenizer's fingerprint.
 
-    Raises `DamagedArtifactError` where a part was made with another tokenizer.
+    Raises `DamagedArtifactError` where a part was made with another tokenizer, `OpenSpectraError` where more of the text
+    does not come back from its tokens than the tokenizer's config allows.
     """
     parts = parts_of(parts, "token_part")
     shards, sources = [], defaultdict(Counter)
@@ -62,6 +66,8 @@ def build_tokens(config: TokensConfig, tokenizer: Artifact, parts: list[Artifact
         num_tokens += split["num_tokens"]
         for source, count in split["sources"].items():
             sources[source].update(count)
+    lost_bytes, num_bytes = (sum(count[key] for count in sources.values()) for key in ("lost_bytes", "bytes"))
+    require_kept(f"split `{config.split}`", lost_bytes, num_bytes, tokenizer.manifest.config["max_lost_fraction"])
     if not shards:
         raise OpenSpectraError(
             f"tokens: split `{config.split}` has no tokens; give more documents, or another corpus.valid_fraction or "

@@ -3,14 +3,22 @@
 Imports torch, transformers and lm-eval (some seconds): import this module where a model is needed, not at the top.
 """
 
+from functools import cached_property
+
 from lm_eval.models.huggingface import HFLM
 
 import openspectra.model.spectra_llama  # noqa: F401  registers the families that transformers does not know
+from openspectra.data.round_trip import RoundTrip
 from openspectra.errors import OpenSpectraError
 
 
 class LanguageModel(HFLM):
     """Scores as `lm_eval --model hf` does."""
+
+    @cached_property
+    def round_trip(self) -> RoundTrip:
+        """What tells whether the tokens of a text decode to it."""
+        return RoundTrip(self.tokenizer.backend_tokenizer)
 
     def loglikelihood(self, requests, disable_tqdm=True):
         return super().loglikelihood(requests, disable_tqdm=True)

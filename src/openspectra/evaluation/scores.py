@@ -1,5 +1,6 @@
 """From lm-eval's results to tables: one row per score, per scored document, per item."""
 
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,8 +11,11 @@ from typing import Any
 from openspectra.artifacts import write_csv
 from openspectra.errors import OpenSpectraError
 
+logger = logging.getLogger(__name__)
+
 SCORE_COLUMNS = ("task", "metric", "filter", "value", "stderr", "num_samples", "chance")
-DOCUMENT_COLUMNS = ("task", "document_id", "num_tokens", "num_bytes", "log_likelihood")
+DOCUMENT_COLUMNS = ("task", "document_id", "num_tokens", "num_bytes", "lost_bytes", "log_likelihood")
+PER_TEXT = ("bits_per_byte", "byte_perplexity", "word_perplexity")
 ITEM_COLUMNS = ("task", "item_id", "document_id", "filter")
 """Followed by one column per metric of any task, and the log-likelihoods."""
 
@@ -28,16 +32,27 @@ class Scores:
     items: list[Row] = field(default_factory=list)
 
     def add(self, results: dict[str, Any], tasks: dict[str, Any], lm) -> None:
-        """Add the results of one lm-eval run. Raises `OpenSpectraError` where a number is NaN or infinite."""
+        """Add the results of one lm-eval run. Raises `OpenSpectraError` where a number is NaN or infinite.
+
+        What is counted per byte or per word of a text is left out where the tokenizer does not give that text back.
+        """
+        lossy = set()
         for name, samples in results["samples"].items():
             for sample in samples:
                 self._require_finite(name, "log-likelihood", _log_likelihoods(sample))
             if tasks[name].OUTPUT_TYPE == "loglikelihood_rolling":
-                self.documents += [_document_row(name, sample, lm) for sample in samples]
+                rows = [_document_row(name, sample, lm) for sample in samples]
+                if lost_bytes := sum(row["lost_bytes"] for row in rows):
+                    logger.warning(
+                        "%s: %d bytes do not come back from their tokens; no bits per byte", name, lost_bytes
+                    )
+                    lossy.add(name)
+                self.documents += rows
             else:
                 self.items += [_item_row(name, sample) for sample in samples]
         for name, values in results["results"].items():
-            self.scores += self._score_rows(name, values, results["samples"].get(name, []), tasks.get(name))
+            rows = self._score_rows(name, values, results["samples"].get(name, []), tasks.get(name))
+            self.scores += [row for row in rows if name not in lossy or row["metric"] not in PER_TEXT]
 
     def summary(self) -> dict[str, float]:
         """Return every score as `<task>/<metric>`, with the filter where there is one."""
@@ -87,12 +102,14 @@ def write_scores(scores: Scores, folder: Path) -> None:
 
 def _document_row(name: str, sample: Row, lm) -> Row:
     text = sample["arguments"][0][0]
+    ids = lm.tok_encode(text)
     _, num_bytes = sample.get("bits_per_byte") or sample.get("byte_perplexity") or (None, len(text.encode()))
     return {
         "task": name,
         "document_id": sample["doc"].get("document_id", sample["doc_id"]),
-        "num_tokens": len(lm.tok_encode(text)),
+        "num_tokens": len(ids),
         "num_bytes": num_bytes,
+        "lost_bytes": lm.round_trip.lost_bytes(text, ids),
         "log_likelihood": _log_likelihoods(sample)[0],
     }
 

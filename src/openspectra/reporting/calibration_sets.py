@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from openspectra.reporting.load import Model
 
 SCORE_KEYS = ("model_id", "task", "metric", "filter")
-DOCUMENT_KEYS = ("model_id", "task", "document_id", "num_tokens", "num_bytes")
+DOCUMENT_KEYS = ("model_id", "task", "document_id", "num_tokens", "num_bytes", "lost_bytes")
 
 
 def with_set_means(

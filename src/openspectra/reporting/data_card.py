@@ -131,12 +131,13 @@ def _table(card: dict[str, Any], artifacts: list[Artifact]) -> pd.DataFrame:
             "documents": source["splits"][split]["documents"],
             "bytes": source["splits"][split]["bytes"],
             "tokens": tokens[split].get(name, {}).get("tokens", 0) if split in tokens else None,
+            "lost_bytes": tokens[split].get(name, {}).get("lost_bytes", 0) if split in tokens else None,
             "hash": source["splits"][split]["hash"],
         }
         for split in SPLITS
         for name, source in card.items()
     ]
-    return pd.DataFrame(rows).astype({"tokens": "Int64"})
+    return pd.DataFrame(rows).astype({"tokens": "Int64", "lost_bytes": "Int64"})
 
 
 def _counts(card: dict[str, Any]) -> View:
@@ -163,16 +164,21 @@ def _counts(card: dict[str, Any]) -> View:
 def _split(table: pd.DataFrame, split: str, total: dict[str, Any]) -> View:
     """Return documents, bytes and hash by source and in all, and tokens where the split was tokenized."""
     of = table[table["split"] == split]
-    total = total | {"source": ALL, "tokens": of["tokens"].sum()}
+    total = total | {"source": ALL, "tokens": of["tokens"].sum(), "lost_bytes": of["lost_bytes"].sum()}
     is_tokenized = of["tokens"].notna().all()
+    loses_text = is_tokenized and total["lost_bytes"] > 0
     rows = []
     for number, row in enumerate([*of.to_dict("records"), *([total] if len(of) > 1 else [])]):
         cells = [_count(row["documents"]), _count(row["bytes"])]
         if is_tokenized:
             ratio = row["bytes"] / row["tokens"] if row["tokens"] else None
             cells += [_count(row["tokens"]), Cell("", None) if ratio is None else Cell(f"{ratio:.2f}", ratio)]
+        if loses_text:
+            share = row["lost_bytes"] / row["bytes"] if row["bytes"] else 0.0
+            cells.append(Cell(f"{1e6 * share:,.2f}", share))
         rows.append(_row(number, row["source"], [*cells, Cell(row["hash"][:SHORT_HASH] if row["documents"] else "")]))
     tokens = [("Tokens", "end of text included"), ("Bytes per token", "")] if is_tokenized else []
+    tokens += [("Lost by the tokenizer", "bytes per million")] if loses_text else []
     return View([("Documents", ""), ("Bytes", ""), *tokens, ("Hash", "of the documents")], rows)
 
 

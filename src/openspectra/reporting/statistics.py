@@ -30,6 +30,10 @@ class Interval:
         return self.low is not None and (self.low > 0 or self.high < 0)
 
 
+DOCUMENT = ("num_tokens", "num_bytes", "lost_bytes")
+"""What tells, beside its name, that two models scored the same document."""
+
+
 @dataclass(frozen=True)
 class DocumentLosses:
     """Test loss of every model on the same documents, with the resamples they share."""
@@ -38,7 +42,8 @@ class DocumentLosses:
     losses_M: np.ndarray
     """Nats per token over all documents."""
     resampled_RM: np.ndarray | None
-    bits_per_byte_M: np.ndarray
+    bits_per_byte_M: np.ndarray | None
+    """None where the tokenizer does not give every document back: these bytes were never scored."""
     num_documents: int
     num_tokens: int
     excluded: dict[str, str]
@@ -52,7 +57,9 @@ class DocumentLosses:
         return _interval(self.losses_M[column], None if self.resampled_RM is None else self.resampled_RM[:, column])
 
     def bits_per_byte(self, model_id: str) -> float | None:
-        """Return the bits the model needs per byte of test text; None where the model has none."""
+        """Return the bits the model needs per byte of test text; None where the model has none, or nobody can."""
+        if self.bits_per_byte_M is None:
+            return None
         return float(self.bits_per_byte_M[self.model_ids.index(model_id)]) if model_id in self.model_ids else None
 
     def gap(self, model_id: str, baseline_id: str) -> Interval | None:
@@ -70,9 +77,9 @@ def document_losses(documents: pd.DataFrame, num_resamples: int, seed: int) -> D
     The documents that most models were scored on are the reference; a model scored on others, or cut into other
     tokens, is excluded with the reason, because its loss would not be comparable. So is one with a loss that is no number.
     """
-    scored = documents.replace([np.inf, -np.inf], np.nan).dropna(subset=["log_likelihood", "num_tokens", "num_bytes"])
+    scored = documents.replace([np.inf, -np.inf], np.nan).dropna(subset=["log_likelihood", *DOCUMENT])
     by_model = {
-        str(model_id): rows.set_index(["task", "document_id", "num_tokens", "num_bytes"])["log_likelihood"].sort_index()
+        str(model_id): rows.set_index(["task", "document_id", *DOCUMENT])["log_likelihood"].sort_index()
         for model_id, rows in scored.groupby("model_id", sort=True)
     }
     if not by_model:
@@ -88,7 +95,7 @@ def document_losses(documents: pd.DataFrame, num_resamples: int, seed: int) -> D
         for model_id in model_ids
     }
     model_ids = groups[reference]
-    tokens_D, bytes_D = np.array([key[2:] for key in reference], dtype=np.float64).T
+    tokens_D, bytes_D, lost_D = np.array([key[2:] for key in reference], dtype=np.float64).T
     nats_DM = -np.stack([by_model[model_id].to_numpy(dtype=np.float64) for model_id in model_ids], axis=1)
     resampled_RM = None
     if len(tokens_D) > 1:
@@ -98,7 +105,7 @@ def document_losses(documents: pd.DataFrame, num_resamples: int, seed: int) -> D
         model_ids=model_ids,
         losses_M=nats_DM.sum(axis=0) / tokens_D.sum(),
         resampled_RM=resampled_RM,
-        bits_per_byte_M=nats_DM.sum(axis=0) / NATS_PER_BIT / bytes_D.sum(),
+        bits_per_byte_M=None if lost_D.any() else nats_DM.sum(axis=0) / NATS_PER_BIT / bytes_D.sum(),
         num_documents=len(tokens_D),
         num_tokens=int(tokens_D.sum()),
         excluded=excluded,
