@@ -4,12 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from openspectra.config import Config, Fraction, PositiveInt, Rate, Seed
+from openspectra.config import Config, Fraction, PositiveInt, Rate, Seed, Text
 from openspectra.data.config import CorpusConfig, TokenFilesConfig, TokenizerConfig
 from openspectra.evaluation.config import BUILT_TASKS, EvaluateConfig, TasksConfig
-from openspectra.quantization.config import Bits
+from openspectra.model.config import Initialization
+from openspectra.quantization.config import Bits, Damping
 from openspectra.training.config import FamilyName, Precision
 
+STUDY_NAME = r"^[a-z0-9][a-z0-9_-]{0,99}$"
 SizeLabel = Annotated[str, Field(pattern=r"^[0-9A-Za-z]+(\.[0-9]+)?[A-Za-z]?$", max_length=16)]
 
 
@@ -27,7 +29,7 @@ class SizeConfig(Config):
 class RatesTable(Config):
     """Peak rates read from the result table of a sweep: per family and size the one with the lowest validation loss."""
 
-    table: Annotated[str, Field(min_length=1)]
+    table: Text
     """CSV with columns family, size, peak_lr and valid_loss, relative to the project's folder."""
 
 
@@ -81,8 +83,10 @@ class TrainingConfig(Config):
     total_tokens: PositiveInt
     """Tokens each model sees."""
     sequence_length: PositiveInt
+    initialization: Initialization = "normal"
+    """`normal` draws all matrices alike; `scaled_normal` and `small_init` those that write to the residual stream by depth."""
     initializer_range: Rate
-    """Standard deviation of the initial normal draw of every matrix."""
+    """Standard deviation of the initial normal draw; `small_init` takes its own from the width."""
     precision: Precision
     warmup_fraction: Fraction
     """Share of the steps until the peak learning rate is reached."""
@@ -92,7 +96,7 @@ class TrainingConfig(Config):
     checkpoints_per_run: PositiveInt
     validations_per_run: PositiveInt
     valid_sequences: PositiveInt
-    """Sequences of the valid split in each validation."""
+    """Sequences of each validation: a fixed sample of the whole valid split."""
     log_every_steps: PositiveInt
     export_dtype: Literal["float32", "float16"]
 
@@ -106,7 +110,12 @@ class QuantizationConfig(Config):
     num_calibration_samples: PositiveInt
     calibration_sequence_length: PositiveInt
     num_calibration_sets: PositiveInt = 1
-    """Disjoint sets per width: the first gives `quantlm/<size>-<bits>bit`, the others `...-c1`, `...-c2`."""
+    """Disjoint sets per width: the first gives `quantlm/<size>-<bits>bit`, the others `...-c1`, `...-c2`. In reports the
+    first name stands for the mean over the sets."""
+    desc_act: bool = False  # ASSUME: the paper does not state it; the default of GPTQ's own code
+    """Whether GPTQ takes the columns in the order of their activations."""
+    damp_percent: Damping = 0.01  # ASSUME: the paper does not state it; the default of GPTQ's own code
+    """What GPTQ adds to the diagonal of the Hessian, as a share of its mean."""
 
     @model_validator(mode="after")
     def _complete(self):
@@ -120,16 +129,18 @@ class EvaluationConfig(Config):
     """Benchmarks built from the test split, and the suites of tasks that are run on every model."""
 
     built_tasks: TasksConfig | None = None
-    suites: Annotated[dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], EvaluateConfig], Field(min_length=1)]
+    suites: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=100)], EvaluateConfig], Field(min_length=1)
+    ]
 
 
 class StudyFile(Config):
     """Everything that is computed. Threads, memory and folders are not here: they never change a number."""
 
-    title: str
+    title: Text
     seed: Seed
     """Seeds the initial draw and the order of text (equal for all families), calibration, tasks and resampling."""
-    base: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")] | None = None
+    base: Annotated[str, Field(pattern=STUDY_NAME)] | None = None
     """Study whose top-level keys hold where this file does not give them."""
     corpus: CorpusConfig | None = None
     """Text; or give `token_files`."""
@@ -151,10 +162,6 @@ class StudyFile(Config):
             raise ValueError("give `corpus` (text) or `token_files` (ready tokens), and not both.")
         if self.token_files and not self.tokenizer.file:
             raise ValueError("`token_files` need `tokenizer.file`, the tokenizer that made them; name it.")
-        if self.token_files and self.evaluation and self.evaluation.built_tasks:
-            raise ValueError(
-                "evaluation.built_tasks needs `corpus`, from whose test split it builds; drop one of them."
-            )
         return self
 
     @model_validator(mode="after")

@@ -89,10 +89,10 @@ class FakeStudy:
             lambda draft: self._fill_pretrained(draft, model_id, valid_loss, records or {}),
         )  # fmt: skip
 
-    def add_quantized(self, size: str, bits: int) -> Artifact:
+    def add_quantized(self, size: str, bits: int, calibration_set: int = 0) -> Artifact:
         """Add the QuantLM of a size at a width."""
         config = QuantizeConfig(
-            model_id=f"quantlm/{size}-{bits}bit", bits=bits, group_size=128 if bits < 6 else -1,
+            model_id=str(ModelId("quantlm", size, bits=bits, calibration=calibration_set or None)), bits=bits, group_size=128 if bits < 6 else -1,
             num_calibration_samples=32, calibration_sequence_length=128, seed=1,
         )  # fmt: skip
         return self.add(
@@ -218,7 +218,7 @@ def expected_loss(model_id: ModelId) -> float:
         gap = {"0.4M": 0.09, "1.1M": 0.04, "2.6M": -0.015}[model_id.size]
     gap = gap if model_id.family == "trilm" else 0.0
     gap += {"bilm": 0.2, "bitnet": 0.12}.get(model_id.family, 0.0)
-    return base + gap + PENALTY[model_id.bits]
+    return base + gap + PENALTY[model_id.bits] + 0.005 * (model_id.calibration or 0)
 
 
 def losses_by_sequence(valid: pd.DataFrame, model_id: str) -> pd.DataFrame:

@@ -249,6 +249,25 @@ def test_limit_scores_the_first_items(evaluated, model, tasks, tmp_path):
     assert rows_of(tmp_path / "scores.csv", metric="acc")[0]["num_samples"] == "2"
 
 
+def test_sample_is_drawn_by_seed_and_scores_its_items_as_the_whole_does(evaluated, model, tasks, tmp_path):
+    whole = {row["item_id"]: row for row in rows_of(evaluated / "items.csv", task="cloze")}
+    drawn = []
+    for seed in (1, 2, 1):
+        out = tmp_path / str(len(drawn))
+        out.mkdir()
+        evaluate(CONFIG.model_copy(update={"tasks": ["cloze"], "limit": 4, "sample_seed": seed}), model, out, tasks)
+        rows = rows_of(out / "items.csv")
+        drawn.append([row["item_id"] for row in rows])
+        assert rows_of(out / "scores.csv", metric="acc")[0]["num_samples"] == "4"
+        for row in rows:
+            expected = float(whole[row["item_id"]]["log_likelihoods"])
+            assert float(row["log_likelihoods"]) == pytest.approx(expected, rel=1e-4)
+    assert drawn[0] == drawn[2] == sorted(drawn[0]) and len(set(drawn[0])) == 4
+    assert drawn[0] != drawn[1] and drawn[0] != sorted(whole)[:4]
+    with pytest.raises(ValueError, match="`sample_seed` draws `limit` items of every task; give `limit`"):
+        EvaluateConfig(tasks=["cloze"], batch_size=1, dtype="float32", sample_seed=1)
+
+
 def test_rebuilt_tasks_are_read_anew_even_with_equal_path_and_time(model, texts, tmp_path):
     config = CONFIG.model_copy(update={"tasks": ["minimal_pairs"]})
     answers = []

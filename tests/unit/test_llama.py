@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 
 import openspectra.model.spectra_llama  # noqa: F401  registers BitNet's folder with the Auto classes
 from openspectra.artifacts import write_json
+from openspectra.model.attention import FORMS
 from openspectra.model.config import LlamaShape
 from openspectra.model.families import FAMILY_NAMES, load_family
 from openspectra.model.hugging_face import WEIGHTS, exported_weights, hugging_face_config
@@ -60,6 +61,25 @@ def test_logits_equal_those_of_the_saved_folder(family, dtype, factor, tolerance
     torch.testing.assert_close(logits, reference, rtol=0, atol=tolerance)
     if dtype == "float32":
         assert torch.equal(logits.argmax(-1), reference.argmax(-1))
+
+
+@pytest.mark.parametrize("attention", FORMS)
+def test_both_forms_of_attention_equal_transformers(attention, tmp_path):
+    ours = initialized("floatlm")
+    theirs = saved_and_loaded(ours, "floatlm", tmp_path, "float32")
+    ids = torch.randint(0, 128, (2, 64), generator=torch.Generator().manual_seed(0))
+    model = Llama(SHAPE, "floatlm", attention)
+    model.load_latent_weights(ours.state_dict())
+    with torch.no_grad():
+        reference = theirs(ids).logits
+        torch.testing.assert_close(model(ids), reference, rtol=0, atol=1e-5)
+        for dtype in (torch.bfloat16, torch.float16):
+            with torch.autocast("cpu", dtype=dtype):
+                half = model(ids).float()
+            # their half precision is the yardstick: every weight and activation of theirs is rounded to it
+            error = (theirs.to(dtype)(ids).logits.float() - reference).abs().max()
+            assert (half - reference).abs().max() < 2 * error
+            theirs.float().load_state_dict(ours.state_dict())
 
 
 def test_only_bitnet_needs_this_package():
@@ -119,3 +139,29 @@ def test_counts_equal_the_built_model():
     model = Llama(SHAPE, "trilm")
     assert sum(parameter.numel() for parameter in model.parameters()) == SHAPE.num_parameters
     assert sum(group.latent_weight().numel() for _, group in model.groups()) == SHAPE.num_linear_parameters
+
+
+@pytest.mark.parametrize(
+    ("initialization", "inner", "output"),
+    [
+        ("normal", 0.02, 0.02),
+        ("scaled_normal", 0.02, 0.005),  # 0.02 / sqrt(2 * 8)
+        ("small_init", 0.0395285, 0.015625),  # sqrt(2 / (5 * 256)), 2 / (8 * 16)
+    ],
+)
+def test_initial_weights_have_the_deviations_of_their_names(initialization, inner, output):
+    """As GPT-NeoX draws them: small_init sqrt(2 / 5D) with wang_init 2 / (L sqrt(D)); scaled_normal by sqrt(2L)."""
+    shape = LlamaShape(
+        vocab_size=256, hidden_size=256, intermediate_size=512, num_hidden_layers=8, num_attention_heads=4,
+        initialization=initialization,
+    )  # fmt: skip
+    models = [Llama(shape, family) for family in ("floatlm", "trilm")]
+    for model in models:
+        model.reset_parameters(seed=1)
+    for (name, first), (_, second) in zip(*(model.named_parameters() for model in models), strict=True):
+        assert torch.equal(first, second), name  # twins
+        if first.dim() == 2:
+            expected = output if name.endswith(("o_proj.weight", "down_proj.weight")) else inner
+            assert first.std().item() == pytest.approx(expected, rel=0.02), name
+            assert abs(first.mean().item()) < 0.02 * expected
+    assert "initialization" not in hugging_face_config(shape, "floatlm", "float16", 0)

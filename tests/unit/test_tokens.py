@@ -19,6 +19,8 @@ from openspectra.data.shards import SHARDS, ShardWriter, dtype_for, in_split
 from openspectra.data.tokenizer import build_tokenizer, end_of_text_id, load_tokenizer
 from openspectra.data.tokens import Tokens
 from openspectra.errors import ConfigError, DamagedArtifactError, OpenSpectraError
+from openspectra.evaluation.build_tasks import build_tasks_from_tokens
+from openspectra.evaluation.config import TasksConfig
 from openspectra.quantization.calibration import draw_calibration
 from openspectra.quantization.config import QuantizeConfig
 from openspectra.reporting.data_card import data_card
@@ -286,6 +288,20 @@ def test_calibration_sets_are_disjoint_and_their_documents_listed(made, tmp_path
         draw_calibration(quantize_config(num_calibration_samples=10_000), tokens, tmp_path / "c.csv")
 
 
+def test_split_too_small_for_a_sequence_names_length_and_keys(made):
+    tokens = tokens_of(made, "valid")
+    size = len(tokens)
+    with pytest.raises(OpenSpectraError) as caught:
+        tokens.num_sequences(size)
+    assert str(caught.value) == (
+        f"tokens: split `valid` has {size:,} tokens, and one sequence needs {size + 1:,}: {size:,} (training.sequence_length) "
+        "and the one that follows; give more text under corpus, raise corpus.valid_fraction, or lower training.sequence_length."
+    )
+    assert tokens.num_sequences(size - 1) == 1
+    with pytest.raises(OpenSpectraError, match=r"lower quantization\.calibration_sequence_length\.$"):
+        tokens.num_sequences(size, "quantization.calibration_sequence_length")
+
+
 def test_calibration_sets_have_model_ids(monkeypatch):
     monkeypatch.chdir(ROOT)
     section = study_of().quantization.model_dump() | {"num_calibration_sets": 3, "bits": [4, 3]}
@@ -353,7 +369,7 @@ def ready(made, tmp_path, monkeypatch):
 
     def study(**keys) -> DataStudy:
         files = {"files": {"one": ["a.bin"], "two": ["b.bin"]}, "tokenizer_sha256": fingerprint}
-        section = files | {"valid_fraction": 0.1, "dtype": "uint16"} | keys
+        section = files | {"valid_fraction": 0.1, "test_fraction": 0.1, "dtype": "uint16"} | keys
         loaded = study_of(
             corpus=None, token_files=section, evaluation=None,
             tokenizer={"vocab_size": 280, "file": "tokenizer.json"},
@@ -367,15 +383,15 @@ def ready(made, tmp_path, monkeypatch):
 
 def test_ready_token_files_are_used_where_they_lie(ready, tmp_path):
     study = ready()
-    train, valid = Tokens(study.tokens("train")), Tokens(study.tokens("valid"))
+    train, valid, test = (Tokens(study.tokens(split)) for split in ("train", "valid", "test"))
     end = end_of_text_id(open_artifact(study.folder / "tokenizer"))
     files = [np.fromfile(tmp_path / f"data/{name}.bin", "<u2") for name in "ab"]
-    borders = [len(ids) - len(ids[round(len(ids) * 0.9) :]) for ids in files]
+    borders = [len(ids) - len(ids[round(len(ids) * 0.8) :]) for ids in files]
     borders = [
         border + int(np.flatnonzero(ids[border - 1 :] == end)[0]) for border, ids in zip(borders, files, strict=True)
     ]
     expected = np.concatenate([ids[:border] for ids, border in zip(files, borders, strict=True)])
-    assert len(train) == len(expected) and len(train) + len(valid) == sum(map(len, files))
+    assert len(train) == len(expected) and len(train) + len(valid) + len(test) == sum(map(len, files))
     found = all_ids(train)
     assert np.array_equal(found, expected[: len(found)])
     spans = [span for sample in train.trace(np.arange(train.num_sequences(LENGTH)), LENGTH) for span in sample]
@@ -386,11 +402,47 @@ def test_ready_token_files_are_used_where_they_lie(ready, tmp_path):
         document = ids[begin:][: span.first_token + span.num_tokens]
         assert end not in document[:-1]
     assert not list(study.folder.rglob("*.bin"))
+    found = [place.document_id for split in (train, valid, test) for place in split.documents()]
+    counts = [int(np.count_nonzero(ids == end)) + (ids[-1] != end) for ids in files]
+    assert len(found) == len(set(found)) == sum(counts)
+    for split in (train, valid, test):
+        for place in split.documents():
+            name, number = place.document_id.split(":")
+            ids = files["ab".index(name[0])]
+            begin = int(([0, *(np.flatnonzero(ids == end) + 1)])[int(number)])
+            assert np.array_equal(split.ids(place), ids[begin : begin + place.num_tokens])
+            assert split.ids(place)[-1] == end or begin + place.num_tokens == len(ids)
+
+
+def test_held_out_documents_of_token_files_become_tasks(ready, made, tmp_path, caplog):
+    """Their texts are those of the documents that were tokenized; one cut within a character is passed over."""
+    path, end = tmp_path / "data/b.bin", end_of_text_id(open_artifact(made.folder / "tokenizer"))
+    encoder = load_tokenizer(open_artifact(made.folder / "tokenizer"))
+    cut = encoder.encode("x" * 40 + "界").ids[:-1]
+    ids = np.fromfile(path, "<u2")
+    np.concatenate((ids, np.array([*cut, end], "<u2"))).tofile(path)
+    study = ready()
+    test, tokenizer = study.tokens("test"), open_artifact(study.folder / "tokenizer")
+    config = TasksConfig(
+        seed=1, num_documents=2, document_characters=10_000, num_items=9, tasks=["held_out_text", "cloze"]
+    )
+    first = build_tasks_from_tokens(config, test, tokenizer, tmp_path, "here")
+    items = [json.loads(line) for line in (tmp_path / "held_out_text.jsonl").read_text().splitlines()]
+    assert first["held_out_text"]["num_items"] == len(items) == 2 and first["cloze"]["num_items"] == 9
+    places = {place.document_id: place for place in Tokens(test).documents()}
+    texts = [document.text for document in documents_of(open_artifact(made.folder / "corpus"), "train")]
+    for item in items:
+        ids = Tokens(test).ids(places[item["document_id"]]).tolist()
+        assert encoder.encode(item["text"], add_special_tokens=False).ids == ids[:-1]
+        assert any(item["text"] in text for text in texts)  # the first and the last of a file were cut
+    with pytest.raises(ConfigError, match=r"num_documents: task `held_out_text` finds \d+ items in .*tokens/test"):
+        build_tasks_from_tokens(config.model_copy(update={"num_documents": 9999}), test, tokenizer, tmp_path, "here")
+    assert f"passed over, as their text is not their tokens again: {list(places)[-1]}" in caplog.text
 
 
 def test_ready_token_files_have_a_data_card(ready):
     study = ready(license="CC0-1.0")
-    tokens = {split: study.tokens(split) for split in ("train", "valid")}
+    tokens = {split: study.tokens(split) for split in ("train", "valid", "test")}
     card = data_card(tokens.values())
     assert card.lengths is None and [title for title, _ in card.views] == [f"Split {s} by token file" for s in tokens]
     for split, artifact in tokens.items():
@@ -398,7 +450,7 @@ def test_ready_token_files_have_a_data_card(ready):
         assert rows["file"].tolist() == ["a.bin", "b.bin"] and set(rows["license"]) == {"CC0-1.0"}
         assert rows["tokens"].sum() == artifact.manifest.metrics["num_tokens"]
         assert rows["documents"].sum() == artifact.manifest.metrics["num_documents"]
-    assert card.table["hash"].nunique() == 4
+    assert card.table["hash"].nunique() == 6
 
 
 @pytest.mark.parametrize(
@@ -450,5 +502,5 @@ def test_end_of_text_at_the_end_of_a_token_file_is_taken_for_text(ready, tmp_pat
     path = tmp_path / "data/b.bin"
     ids = np.concatenate((np.fromfile(path, "<u2"), np.zeros(3000, "<u2")))
     ids.tofile(path)
-    tokens = [ready().tokens(split).manifest.metrics["num_tokens"] for split in ("train", "valid")]
+    tokens = [ready().tokens(split).manifest.metrics["num_tokens"] for split in ("train", "valid", "test")]
     assert sum(tokens) == len(ids) + len(np.fromfile(tmp_path / "data/a.bin", "<u2"))

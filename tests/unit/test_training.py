@@ -11,7 +11,8 @@ from conftest import kills_at_file_operations
 from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader
 
-from openspectra.errors import DamagedArtifactError, OpenSpectraError
+from openspectra.data.tokens import Span
+from openspectra.errors import DamagedArtifactError, Interrupted, OpenSpectraError
 from openspectra.model.config import LlamaShape
 from openspectra.model.families import load_family
 from openspectra.model.llama import Llama
@@ -21,8 +22,9 @@ from openspectra.training.config import PretrainConfig
 from openspectra.training.instruments import BIN_COLUMNS, Instruments
 from openspectra.training.interruption import Interruption
 from openspectra.training.module import Checkpointing, Pretraining
-from openspectra.training.pretrain import build_trainer
+from openspectra.training.pretrain import _train, build_trainer
 from openspectra.training.spikes import WINDOW, Spikes
+from openspectra.training.validation import ValidationSample
 from openspectra.training.world import World
 
 torch.set_num_threads(1)  # models this small gain nothing from a second thread, and lose much on a busy machine
@@ -72,6 +74,16 @@ class RandomTokens:
 
     def sequences(self, indices, sequence_length: int):
         return np.stack([self.tokens[i * sequence_length :][: sequence_length + 1] for i in indices])
+
+    def trace(self, indices, sequence_length: int):
+        """The first half of the split is of source `a`, the second of `b`; the border lies inside a sequence."""
+        half = len(self.tokens) // 2 + 5
+        spans = []
+        for start in (int(i) * sequence_length for i in indices):
+            of_a = min(max(half - start, 0), sequence_length + 1)
+            pieces = [("a", start, of_a), ("b", start + of_a - half, sequence_length + 1 - of_a)]
+            spans.append([Span(f"{name}:0", name, first, count) for name, first, count in pieces if count])
+        return spans
 
 
 class At(L.Callback):
@@ -133,6 +145,55 @@ def test_interrupted_run_records_the_same_as_an_undisturbed_one(tmp_path):
         assert torch.equal(parameter, dict(second.llama.named_parameters())[name]), name
 
 
+@pytest.mark.parametrize(
+    ("steps", "said"), [(0, "stopped before its first step"), (3, "stopped at step 3, state saved")]
+)
+def test_a_stopped_run_says_what_is_saved(tmp_path, monkeypatch, steps, said):
+    monkeypatch.setattr("openspectra.training.pretrain.Tokens", lambda artifact: RandomTokens(0))
+    interruption = Interruption()
+    checkpoints = CheckpointFolder(tmp_path, config(), {})
+    checkpoints.prepare()
+
+    class StopAt(L.Callback):
+        def on_train_batch_start(self, trainer, module, *_):
+            interruption.requested = module.step == steps - 1
+
+    interruption.requested = steps == 0
+    parents = {"tokens_train": None, "tokens_valid": None}
+    with pytest.raises(Interrupted, match=f"trilm/x: {said}; the same command continues"):
+        _train(config(), parents, checkpoints, StopAt(), World(), interruption)
+    assert len(list(checkpoints.folder.glob("step-*.pt"))) == bool(steps)
+
+
+def test_run_that_goes_on_keeps_the_form_of_attention_it_began_with(tmp_path, monkeypatch):
+    settings = config(precision="bf16-mixed")
+    straight = train(settings, tmp_path / "straight")
+    assert straight.attention == "products"
+    interruption = Interruption()
+    stop = At(6, lambda module: setattr(interruption, "requested", True))
+    train(settings, tmp_path / "stopped", stop, interruption=interruption)
+    # from here on as on a machine with a GPU, where a run that begins takes the other form
+    monkeypatch.setattr("openspectra.training.module.device_kind", lambda: "cuda")
+    resumed = train(settings, tmp_path / "stopped")
+    assert resumed.attention == "products"
+    assert resumed.tables == straight.tables
+    assert train(settings, tmp_path / "other").attention == "fused"
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "length", "form"),
+    [
+        ("cpu", "32-true", 16, "fused"),
+        ("cpu", "bf16-mixed", 256, "products"),
+        ("cpu", "bf16-mixed", 257, "fused"),
+        ("cpu", "16-mixed", 256, "products"),
+        ("cuda", "bf16-mixed", 256, "fused"),
+    ],
+)
+def test_form_of_attention_follows_device_precision_and_length(device, precision, length, form):
+    assert config(precision=precision, sequence_length=length).attention_form(device) == form
+
+
 def test_kept_weights_are_log_spaced_then_regular(tmp_path):
     module = train(config(), tmp_path)
     assert [row["step"] for row in module.tables["checkpoints"]] == [1, 2, 4, 5, 10]
@@ -145,11 +206,35 @@ def test_kept_weights_are_log_spaced_then_regular(tmp_path):
 def test_validation_is_the_mean_of_its_sequences(tmp_path):
     module = train(config(), tmp_path)
     assert [row["step"] for row in module.tables["valid"]] == [4, 8, 12]
-    batch = torch.from_numpy(RandomTokens(1).sequences(range(5), 16))
+    batch = torch.from_numpy(RandomTokens(1).sequences(module.validation.indices_S, 16))
     with torch.no_grad():
         each = module.llama(batch[:, :-1], batch[:, 1:], reduction="none").double().mean(dim=1)
     torch.testing.assert_close(module.valid_losses[-1], each, rtol=1e-6, atol=0)
     assert module.tables["valid"][-1]["valid_loss"] == pytest.approx(each.mean().item(), rel=1e-6)
+
+
+def test_validation_reads_all_of_the_split_and_gives_the_loss_of_each_source(tmp_path):
+    """The parts of a split stand in the order of their files: its first sequences would be those of one source."""
+    tokens = RandomTokens(1)
+    available, half = tokens.num_sequences(16), 2005
+    sample = ValidationSample(tokens, 40, 16)
+    assert len(set(sample.indices_S.tolist())) == 40
+    assert 10 < sum(index < available // 2 for index in sample.indices_S) < 30
+    assert np.array_equal(ValidationSample(tokens, 15, 16).indices_S, sample.indices_S[:15])
+    whole = ValidationSample(tokens, 1000, 16)
+    assert sorted(whole.indices_S) == list(range(available))
+    for settings in (config(valid_sequences=1000), config(valid_sequences=1000, micro_batch_size=4, seed=4)):
+        module = train(settings, tmp_path / str(settings.seed))
+        assert np.array_equal(module.validation.indices_S, whole.indices_S)  # whatever the seed of the run
+        batch = torch.from_numpy(tokens.sequences(range(available), 16))
+        with torch.no_grad():
+            losses = module.llama(batch[:, :-1], batch[:, 1:], reduction="none").double().flatten()
+        rows = {row["source"]: row for row in module.tables["valid_sources"] if row["step"] == 12}
+        places = torch.arange(1, available * 16 + 1)
+        for name, own in (("a", losses[places < half]), ("b", losses[places >= half])):
+            assert rows[name]["num_tokens"] == len(own)
+            assert rows[name]["valid_loss"] == pytest.approx(own.mean().item(), rel=1e-6)
+        assert module.tables["valid"][-1]["valid_loss"] == pytest.approx(losses.mean().item(), rel=1e-6)
 
 
 def half_precision_trainer(max_steps: int, scaler: torch.amp.GradScaler) -> L.Trainer:
@@ -236,11 +321,12 @@ def test_full_disk_names_the_bytes_and_keeps_the_state_before(tmp_path, monkeypa
 
 @pytest.mark.parametrize("before", [0, 1, KEPT, KEPT + 1])  # none yet; one; as many as are kept; one too many
 def test_killed_at_any_file_operation_a_save_leaves_the_state_before_or_the_new_one(tmp_path, before):
+    trained = train(config(max_steps=1), tmp_path / "run").checkpoints.load_newest()
     checkpoints = CheckpointFolder(tmp_path, config(), {})
 
     def save(step: int) -> None:
         checkpoints.prepare()
-        checkpoints.save(step, {"step": step, "weight": torch.full((8,), float(step))})
+        checkpoints.save(step, trained | {"step": step})
 
     def set_up() -> None:
         checkpoints.remove()
@@ -253,6 +339,9 @@ def test_killed_at_any_file_operation_a_save_leaves_the_state_before_or_the_new_
         found.append(state["step"] if state else 0)
         checkpoints.prepare()
         assert not list(checkpoints.folder.glob(".*"))
+        states, recorded = (sorted(checkpoints.folder.glob(f"step-*{suffix}")) for suffix in (".pt", ".sha256"))
+        assert len(states) <= KEPT  # the one that was to be removed when the kill came is gone too
+        assert [path.stem for path in states] == [path.stem for path in recorded]
     assert found == sorted(found) and set(found) == {before, 9}
     assert checkpoints.load_newest()["step"] == 9
 

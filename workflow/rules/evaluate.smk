@@ -1,19 +1,27 @@
+HELD_OUT = (  # the test split: of the corpus, or of ready tokens
+    {"corpus": CORPUS[0]}
+    if CORPUS
+    else {"test": f"{RESULTS}/tokens/test/manifest.json", "tokenizer": f"{RESULTS}/tokenizer/manifest.json"}
+)
+
+
 rule build_tasks:
     input:
+        **HELD_OUT,
         config=f"{RESULTS}/configs/tasks.json",
-        corpus=CORPUS,
     output:
         f"{RESULTS}/tasks/manifest.json",
     log:
         f"{LOGS}/build_tasks.log",
     params:
         stage_version=STAGE_VERSIONS["tasks"],
+        held_out=[f"--{role} {path}" for role, path in HELD_OUT.items()],
     conda:
         ENVIRONMENT
     message:
         "tasks from the test split"
     shell:
-        "openspectra tasks --config {input.config} --corpus {input.corpus} --out $(dirname {output}) --log {log}"
+        "openspectra tasks --config {input.config} {params.held_out} --out $(dirname {output}) --log {log}"
 
 
 rule evaluate_model:

@@ -24,8 +24,8 @@ MANY_IDS = 100
 def index_token_file(config: TokenFilePartConfig, tokenizer: Artifact, folder: Path) -> dict[str, Any]:
     """Write the document indices of one token file; return its shards by split, counts and the tokenizer's fingerprint.
 
-    The file is not copied: a shard is a range of its bytes with their hash. The valid split is the file's end, from
-    the first document that begins in it. Raises `ConfigError` for a missing file or another tokenizer,
+    The file is not copied: a shard is a range of its bytes with their hash. The test split is the file's end, from the
+    first document that begins in it, and the valid split what ends there, likewise. Raises `ConfigError` for a missing file or another tokenizer,
     `OpenSpectraError` for ids that the tokenizer does not have.
     """
     source, name = config.parts[config.part]
@@ -49,9 +49,12 @@ def index_token_file(config: TokenFilePartConfig, tokenizer: Artifact, folder: P
     file = _TokenFile(path, name, source, dtype, end_of_text_id(tokenizer), vocab_size)
     file.check_width()
     size = len(file.tokens)
-    border = file.document_after(round(size * (1 - config.valid_fraction)))
+    valid, test = (
+        file.document_after(round(size * (1 - share)))
+        for share in (config.test_fraction + config.valid_fraction, config.test_fraction)
+    )
     splits, ended = {}, 0
-    for split, first, last in (("train", 0, border), ("valid", border, size)):
+    for split, first, last in (("train", 0, valid), ("valid", valid, test), ("test", test, size)):
         shards, before = [], ended
         for start, block, rows, ended in file.blocks(first, last, config.tokens_per_shard, before):  # noqa: B007  used after
             record = shard_record(f"{split}-{len(shards):05d}", name, start * dtype.itemsize, len(block), external=True)
@@ -101,7 +104,7 @@ class _TokenFile:
             place = int(np.argmax(block >= self.vocab_size))
             raise OpenSpectraError(
                 f"{self.path}: token {start + place} is {block[place]}, but the vocabulary has {self.vocab_size} entries; "
-                "check file, dtype and tokenizer."
+                "correct token_files.files, token_files.dtype or tokenizer.file."
             )
         return block
 

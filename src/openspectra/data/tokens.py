@@ -26,6 +26,15 @@ class Span(NamedTuple):
     num_tokens: int
 
 
+class DocumentPlace(NamedTuple):
+    """Where a document lies in a split: `num_tokens` from token `first_token` on, its end-of-text token included."""
+
+    document_id: str
+    source: str
+    first_token: int
+    num_tokens: int
+
+
 class Shard(NamedTuple):
     """Tokens that lie one after the other in a file, with the index of their documents and the hashes of their blocks."""
 
@@ -68,11 +77,20 @@ class Tokens:
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def num_sequences(self, sequence_length: int) -> int:
-        """Return how many samples of `sequence_length` inputs and as many targets the split holds."""
+    def num_sequences(self, sequence_length: int, key: str = "training.sequence_length") -> int:
+        """Return how many samples of `sequence_length` inputs and as many targets the split holds.
+
+        Raises `OpenSpectraError` where there is none; `key` is the study's own for the length.
+        """
         count = (len(self) - 1) // sequence_length
         if count < 1:
-            raise OpenSpectraError(f"tokens: split `{self.split}` has {len(self)} tokens, too few for one sequence.")
+            section = "token_files" if any(shard.external for shard in self._shards) else "corpus"
+            turn = "raise" if self.split == "valid" else "lower"
+            raise OpenSpectraError(
+                f"tokens: split `{self.split}` has {len(self):,} tokens, and one sequence needs {sequence_length + 1:,}: "
+                f"{sequence_length:,} ({key}) and the one that follows; give more text under {section}, {turn} "
+                f"{section}.valid_fraction, or lower {key}."
+            )
         return count
 
     def sequences(self, indices: np.ndarray, sequence_length: int) -> np.ndarray:
@@ -84,6 +102,21 @@ class Tokens:
         order = np.argsort(np.asarray(indices), kind="stable")  # one index in memory at a time
         spans = {i: self._spans(int(indices[i]) * sequence_length, sequence_length + 1) for i in order.tolist()}
         return [spans[i] for i in range(len(spans))]
+
+    def documents(self) -> list[DocumentPlace]:
+        """Return every document of the split, in order."""
+        places = []
+        for number, shard in enumerate(self._shards):
+            columns = (self._index_of(number)[name].to_pylist() for name in INDEX_COLUMNS)
+            for document_id, source, first, count in zip(*columns, strict=True):
+                begin = shard.part_first_token + first
+                if begin >= self._starts[number]:  # else it began in the shard before, and stands there
+                    places.append(DocumentPlace(document_id, source, begin, count))
+        return places
+
+    def ids(self, place: DocumentPlace) -> np.ndarray:
+        """Return the tokens of a document as int64."""
+        return self._slice(place.first_token, place.num_tokens)
 
     def _slice(self, start: int, length: int) -> np.ndarray:
         pieces = [

@@ -18,7 +18,7 @@ def fetch_benchmarks(config: BenchmarksConfig, folder: Path) -> dict[str, Any]:
     Returns the number of items by task. Raises what `load_tasks` raises.
     """
     counts = Counter()
-    for name, loaded in load_tasks(config.tasks).items():
+    for name, loaded in load_tasks(config.tasks, files=config.files).items():
         with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
             for leaf, task in loaded["tasks"].items():
                 for number, document in enumerate(task.eval_docs, 1):

@@ -14,6 +14,7 @@ from typing import Any
 
 from openspectra.artifacts import Artifact, write_json
 from openspectra.data.corpus import Document, read_documents
+from openspectra.data.decoding import decoded_documents
 from openspectra.errors import ConfigError
 from openspectra.evaluation.config import TasksConfig
 from openspectra.evaluation.items import NUM_ENDINGS, Item, clozes, continuations, ending_pool, passage
@@ -22,7 +23,8 @@ from openspectra.evaluation.minimal_pairs import minimal_pairs
 TASK_TABLE = "tasks.json"
 """Per task: num_items, num_characters (what a model reads), chance level and metric to report first."""
 POOL_DOCUMENTS_PER_ITEM = 4
-"""Documents per item wanted from which wrong endings come: bounds the work where the test split is very large."""
+"""Documents per item wanted from which wrong endings come, and of ready tokens everything: bounds the work where the test
+split is very large."""
 MAX_BYTES_PER_WORD = 50
 """Above this a text has hardly any spaces, and perplexity per word overflows: it is left out."""
 
@@ -53,6 +55,21 @@ def build_tasks(config: TasksConfig, corpus: Artifact, folder: Path, cwd_relativ
     """
     documents = [document for document in read_documents(corpus.file("test.parquet")) if document.text.strip()]
     Random(f"{config.seed}/documents").shuffle(documents)
+    return _build(config, documents, str(corpus.folder / "test.parquet"), folder, cwd_relative)
+
+
+def build_tasks_from_tokens(
+    config: TasksConfig, test: Artifact, tokenizer: Artifact, folder: Path, cwd_relative: str
+) -> dict[str, Any]:
+    """Do the same with the test split of ready tokens, from a sample of its documents as text."""
+    count = max(config.num_documents, POOL_DOCUMENTS_PER_ITEM * config.num_items)
+    documents = decoded_documents(test, tokenizer, count, f"{config.seed}/documents")
+    return _build(config, documents, str(test.folder), folder, cwd_relative)
+
+
+def _build(
+    config: TasksConfig, documents: list[Document], place: str, folder: Path, cwd_relative: str
+) -> dict[str, Any]:
     builders = {
         "held_out_text": _held_out_text,
         "cloze": _cloze,
@@ -60,7 +77,7 @@ def build_tasks(config: TasksConfig, corpus: Artifact, folder: Path, cwd_relativ
         "minimal_pairs": _minimal_pairs,
     }
     tasks = [builders[name](config, documents) for name in config.tasks]
-    _require_enough(config, corpus, tasks)
+    _require_enough(config, place, tasks)
     for task in tasks:
         _write_task(task, folder, cwd_relative)
     table = {task.name: _summary(task) for task in tasks}
@@ -128,7 +145,7 @@ def _identified(name: str, number: int, document: Document, item: Item) -> Item:
     return {"item_id": f"{name}-{number:05}", "document_id": document.id, **item}
 
 
-def _require_enough(config: TasksConfig, corpus: Artifact, tasks: list[Task]) -> None:
+def _require_enough(config: TasksConfig, place: str, tasks: list[Task]) -> None:
     problems = []
     for task in tasks:
         key = "num_documents" if task.name == "held_out_text" else "num_items"
@@ -136,8 +153,8 @@ def _require_enough(config: TasksConfig, corpus: Artifact, tasks: list[Task]) ->
         if len(task.items) < wanted:
             hint = " (only Python source yields such items)" if task.name == "minimal_pairs" else ""
             problems.append(
-                f"built_tasks.{key}: task `{task.name}` finds {len(task.items)} items{hint} in {corpus.folder / 'test.parquet'}, "
-                f"and {wanted} are asked for; lower `{key}`, raise the corpus's `test_fraction`, or leave it out of `built_tasks.tasks`."
+                f"built_tasks.{key}: task `{task.name}` finds {len(task.items)} items{hint} in {place}, "
+                f"and {wanted} are asked for; lower `{key}`, raise the text's `test_fraction`, or leave it out of `built_tasks.tasks`."
             )
     if problems:
         raise ConfigError(problems)

@@ -1,14 +1,17 @@
 """Configs of the benchmarks a study builds, and of a suite of tasks."""
 
+from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from openspectra.config import Config, PositiveInt, Seed
+from openspectra.config import Config, PositiveInt, Seed, Text
 
 BuiltTask = Literal["held_out_text", "cloze", "continuation", "minimal_pairs"]
 """The benchmarks that a study can build from its test split; any other task is lm-eval's."""
 BUILT_TASKS: tuple[BuiltTask, ...] = get_args(BuiltTask)
+SNIPPET_BYTES = (24, 110)
+"""Length of a statement of `minimal_pairs`. The longest must fit into a model's context even at one token per byte."""
 
 
 class TasksConfig(Config):
@@ -25,19 +28,50 @@ class TasksConfig(Config):
     """Which are built; `minimal_pairs` needs Python source."""
 
 
+FILE_READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
+"""How `datasets` calls the reader of a file, by its ending."""
+TaskFiles = dict[str, Annotated[str, Field(min_length=1)]]
+"""By lm-eval task: a file of the data folder (.parquet, .json or .jsonl) with the items that are scored, in the columns
+of the task's data set, for a task whose data set the hub no longer gives."""
+
+
 class BenchmarksConfig(Config):
     """The items of lm-eval's own tasks, fetched where there is a network."""
 
-    tasks: list[str]
+    tasks: list[Text]
+    files: TaskFiles = {}
 
 
 class EvaluateConfig(Config):
     """One suite of lm-eval tasks on one model."""
 
-    tasks: Annotated[list[str], Field(min_length=1)]
+    tasks: Annotated[list[Text], Field(min_length=1)]
     num_fewshot: Annotated[int, Field(ge=0)] = 0
     batch_size: PositiveInt
     dtype: Literal["float32", "float16", "bfloat16"]
     """Precision of the weights during evaluation; log-softmax is always computed in float32."""
     limit: PositiveInt | None = None
     """Items per task, for smoke runs."""
+    sample_seed: Seed | None = None
+    """Draws the `limit` items of every task; without it they are the first."""
+    files: TaskFiles = {}
+    """Files in place of what the hub gives, by task; zero-shot, because such a file has no other split."""
+
+    @model_validator(mode="after")
+    def _sample_has_a_size(self):
+        if self.sample_seed is not None and not self.limit:
+            raise ValueError("`sample_seed` draws `limit` items of every task; give `limit`.")
+        return self
+
+    @model_validator(mode="after")
+    def _tasks_can_be_run(self):
+        if repeated := sorted({task for task in self.tasks if self.tasks.count(task) > 1}):
+            raise ValueError(f"`tasks` names {', '.join(repeated)} twice; name each once.")
+        for task, path in self.files.items():
+            if task not in self.tasks or task in BUILT_TASKS:
+                raise ValueError(f"`files` may name lm-eval tasks of `tasks` alone; got {task!r}. Correct it.")
+            if Path(path).suffix not in FILE_READERS:
+                raise ValueError(f"`files.{task}` must end in {', '.join(FILE_READERS)}; got {path!r}.")
+        if self.files and self.num_fewshot:
+            raise ValueError(f"`files` hold no examples for `num_fewshot` {self.num_fewshot}; evaluate zero-shot.")
+        return self

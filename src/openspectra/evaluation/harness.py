@@ -5,16 +5,19 @@ then depend on no other task, and equal those of `lm_eval --tasks <task>` with t
 """
 
 import difflib
+import hashlib
 import json
 import os
 import tempfile
 from pathlib import Path
+from random import Random
 from typing import Any
 
-from openspectra.artifacts import Artifact
+from openspectra.artifacts import Artifact, write_csv
+from openspectra.data.local_files import data_folder
 from openspectra.errors import ConfigError, DamagedArtifactError, OpenSpectraError
 from openspectra.evaluation.build_tasks import TASK_TABLE
-from openspectra.evaluation.config import EvaluateConfig
+from openspectra.evaluation.config import FILE_READERS, EvaluateConfig, TaskFiles
 from openspectra.evaluation.scores import Scores, write_scores
 
 ENVIRONMENT = {
@@ -24,28 +27,37 @@ ENVIRONMENT = {
     "TQDM_DISABLE": "1",
 }
 """Set, where the caller has not, before the libraries that read them are imported."""
+DATA_COLUMNS = ("task", "num_items", "sha256")
+"""Of the items of each of lm-eval's own tasks: no parent of an evaluation holds them."""
 
 
 def evaluate(config: EvaluateConfig, model: Artifact, folder: Path, tasks: Artifact | None = None) -> dict[str, Any]:
     """Write `scores.csv`, `documents.csv` and `items.csv` of one model; return the scores as `<task>/<metric>`.
 
-    `tasks` is a folder made by `build_tasks`; names it does not hold are lm-eval's own tasks, read from the cache of
-    `datasets`. Raises `ConfigError` for a task nobody knows, and `OpenSpectraError` for a score that is no number.
+    `tasks` is a folder made by `build_tasks`; names it does not hold are lm-eval's own tasks, read from the files that
+    the config gives or from the cache of `datasets`; `data.csv` then says what items those were. Raises `ConfigError` for a task nobody knows, and `OpenSpectraError` for a score that is no number.
     """
     model.verify()
     if tasks:
         tasks.verify()
-    runs = list(load_tasks(config.tasks, tasks).values())
+    runs = load_tasks(config.tasks, tasks, config.files)
     lm = _load_model(config, model)
     scores = Scores(model_id=str(model.manifest.config.get("model_id", model.folder.name)))
-    for run in runs:
+    for run in runs.values():
         scores.add(_run(config, lm, run, scores.model_id), run["tasks"], lm)
     write_scores(scores, folder)
+    own = [name for name in runs if not tasks or not tasks.has(f"{name}.jsonl")]
+    if own:
+        write_csv(folder / "data.csv", DATA_COLUMNS, [row for name in own for row in _data_rows(runs[name]["tasks"])])
     return scores.summary()
 
 
-def load_tasks(names: list[str], tasks: Artifact | None = None) -> dict[str, dict[str, Any]]:
-    """Return lm-eval's loaded tasks and groups by name: those that `tasks` holds, else lm-eval's own from the cache.
+def load_tasks(
+    names: list[str], tasks: Artifact | None = None, files: TaskFiles | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return lm-eval's loaded tasks and groups by name: those that `tasks` holds, else lm-eval's own.
+
+    The items of the latter come from the file of the data folder that `files` gives, else from the cache of `datasets`.
 
     Indexing the 13,000 tasks that come with lm-eval takes seconds, so that is done only where one of them is named.
     Raises `ConfigError` for tasks nobody knows, `OpenSpectraError` for those whose data cannot be had, a line each.
@@ -64,6 +76,8 @@ def load_tasks(names: list[str], tasks: Artifact | None = None) -> dict[str, dic
             try:
                 if name in built:
                     loaded[name] = _load_built_task(name, built[name]["num_items"], manager, tasks, cache)
+                elif name in (files or {}):
+                    loaded[name] = _load_task_of_file(name, data_folder() / files[name], manager, cache)
                 else:
                     loaded[name] = manager.load(name)
             except ConnectionError as error:
@@ -73,9 +87,12 @@ def load_tasks(names: list[str], tasks: Artifact | None = None) -> dict[str, dic
                 )
             except RuntimeError as error:  # a loading script, which `datasets` refuses
                 reason = str(error).partition("\n")[0]
-                problems.append(f"evaluate.tasks: {name}: {reason}; leave this task out of the study.")
+                problems.append(
+                    f"evaluate.tasks: {name}: {reason}; give its items as a file, in `files` of the suite, "
+                    "or leave this task out of the study."
+                )
     if problems:
-        raise OpenSpectraError("\n".join(problems))
+        raise OpenSpectraError(*problems)
     return loaded
 
 
@@ -108,11 +125,51 @@ def _load_built_task(name: str, num_items: int, manager, tasks: Artifact, cache:
     return loaded
 
 
+def _load_task_of_file(name: str, path: Path, manager, cache: str) -> dict[str, Any]:
+    """Return lm-eval's own task with the items of a file in place of those of its data set; all else is lm-eval's."""
+    from datasets.exceptions import DatasetsError
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    entry = manager.task_index[name]
+    if entry.kind.name != "TASK":
+        raise ConfigError(
+            [f"evaluate.files.{name}: a group of tasks, not one of them; name its data sets' tasks singly."]
+        )
+    if not path.is_file():
+        raise ConfigError([f"evaluate.files.{name}: {path}: no such file; put it there or set OPENSPECTRA_DATA."])
+    source = {
+        "dataset_path": FILE_READERS[path.suffix],
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {"test": str(path)}, "cache_dir": cache, "keep_in_memory": True},
+        "test_split": "test",
+    }
+    others = dict.fromkeys(("training_split", "validation_split", "fewshot_split"))
+    try:
+        return manager.load({**load_yaml(entry.yaml_path), **source, **others})
+    except (DatasetsError, ValueError, KeyError) as error:
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise ConfigError(
+            [
+                f"evaluate.files.{name}: {path}: does not hold the task's items ({reason}); write them in the columns of its data set."
+            ]
+        ) from None
+
+
+def _data_rows(tasks: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for name, task in tasks.items():
+        digest = hashlib.sha256()
+        for item in task.eval_docs:
+            digest.update(json.dumps(item, ensure_ascii=False, sort_keys=True, default=str).encode() + b"\n")
+        rows.append({"task": name, "num_items": len(task.eval_docs), "sha256": digest.hexdigest()})
+    return rows
+
+
 def _load_model(config: EvaluateConfig, model: Artifact):
     """Return lm-eval's view of the model's folder. Log-softmax in float32: half precision blurs perplexities."""
-    import torch
     import transformers
 
+    from openspectra.device import device
     from openspectra.evaluation.language_model import LanguageModel
 
     transformers.logging.disable_default_handler()
@@ -122,7 +179,7 @@ def _load_model(config: EvaluateConfig, model: Artifact):
         dtype=config.dtype,
         softmax_dtype="float32",
         batch_size=config.batch_size,
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        device=device(),
     )
 
 
@@ -141,9 +198,21 @@ def _run(config: EvaluateConfig, lm, run: dict[str, Any], model_id: str) -> dict
             task.set_config(key="num_fewshot", value=config.num_fewshot)
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
     try:
-        return evaluate_tasks(lm, run, limit=config.limit, bootstrap_iters=0)
+        sample = _sample(config, run["tasks"])
+        return evaluate_tasks(lm, run, limit=None if sample else config.limit, samples=sample, bootstrap_iters=0)
     except OverflowError:
         names = ", ".join(run["tasks"])
         raise OpenSpectraError(
             f"{model_id}: {names}: a perplexity is too large for a number; the model is broken."
         ) from None
+
+
+def _sample(config: EvaluateConfig, tasks: dict[str, Any]) -> dict[str, list[int]] | None:
+    """Return the places of the items that are scored of each task, in order; None where it is not a sample by seed."""
+    if config.sample_seed is None:
+        return None
+    return {
+        name: sorted(Random(f"{config.sample_seed}/{name}").sample(range(count), min(config.limit, count)))
+        for name, task in tasks.items()
+        if (count := len(task.eval_docs))
+    }

@@ -18,6 +18,14 @@ class LanguageModel(HFLM):
     def loglikelihood_rolling(self, requests, disable_tqdm=True):
         return super().loglikelihood_rolling(requests, disable_tqdm=True)
 
+    @property
+    def max_gen_toks(self) -> int:
+        """Tokens generated where a task names no bound: lm-eval's, or half of a context too short for question and answer."""
+        return min(super().max_gen_toks, self.max_length // 2)
+
+    def generate_until(self, requests, disable_tqdm=True):
+        return super().generate_until(requests, disable_tqdm=True)
+
     def _loglikelihood_tokens(self, requests, disable_tqdm=True, override_bs=None):
         longest = max(len(continuation) for _, _, continuation in requests)
         if longest > self.max_length:

@@ -12,7 +12,7 @@ from openspectra.data.tokenizer import TOKENIZER_FILES, end_of_text_id
 from openspectra.model.config import LlamaShape
 from openspectra.model.families import load_family
 from openspectra.model.llama import Llama
-from openspectra.model.size import model_size_bits
+from openspectra.model.size import counted_parameters, model_size_bits
 
 WEIGHTS = "model.safetensors"
 
@@ -24,12 +24,14 @@ def save_model(model: Llama, family: str, dtype: str, tokenizer: Artifact, folde
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer.file(name), folder / name)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    counted = counted_parameters(num_parameters, model.shape, tokenizer.manifest.metrics["vocab_size"])
     linear, width = model.shape.num_linear_parameters, model.family.bits_per_weight
     return {
         "num_parameters": num_parameters,
+        "num_counted_parameters": counted,
         "num_linear_parameters": linear,
         "bits_per_weight": width,
-        "model_size_bits": model_size_bits(linear, num_parameters, width),
+        "model_size_bits": model_size_bits(linear, counted, width),
     }
 
 
@@ -64,5 +66,5 @@ def hugging_face_config(shape: LlamaShape, family: str, dtype: str, end_of_text:
         # both spellings: transformers 5 reads rope_parameters, 4 reads rope_theta and would silently take 10000
         "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
         "pretraining_model_parallel": shape.scales_per_matrix,  # the authors' name for scales per matrix
-        **shape.model_dump(exclude={"scales_per_matrix"}),
+        **shape.model_dump(exclude={"scales_per_matrix", "initialization"}),
     }

@@ -1,9 +1,19 @@
-"""Sizes in bits by the paper's rule (size_rule: it reproduces every printed size to within 0.01 gigabit)."""
+"""Sizes in bits by the paper's rule (size_rule: it reproduces every printed size to within 0.01 gigabit).
 
+The paper counts the rows of embedding and head that its tokenizer needs, 50,304 at every size; the files of models with
+several scales per matrix hold more. What a file holds is its `num_parameters`; what is compared with the paper, and every
+size in bits, counts the paper's rows.
+"""
+
+import math
+
+from openspectra.model.config import LlamaShape
 from openspectra.model.families import FAMILY_NAMES, load_family
 
 HALF_PRECISION_BITS = 16
 """Embedding, head and norms stay in half precision in every family."""
+VOCAB_MULTIPLE = 128
+"""Rows of the embedding are padded to a multiple of this times scales_per_matrix (paper, vocabulary rule)."""
 GROUP_METADATA_BITS = 32
 """Bits beside each group of quantized weights: the paper counts 4.25 and 3.25 bits at group size 128."""
 
@@ -20,7 +30,18 @@ def bits_per_weight(kind: str, group_size: int | None = None) -> float:
     return bits + (GROUP_METADATA_BITS / group_size if group_size and group_size > 0 else 0.0)
 
 
+def padded_rows(vocab_size: int, scales_per_matrix: int = 1) -> int:
+    """Return the rows of embedding and head for a tokenizer of `vocab_size` entries: in the file, or by default as counted."""
+    multiple = VOCAB_MULTIPLE * scales_per_matrix
+    return math.ceil(vocab_size / multiple) * multiple
+
+
+def counted_parameters(num_parameters: int, shape: LlamaShape, vocab_size: int) -> int:
+    """Return the parameters that the paper counts, of a file with `num_parameters` and a tokenizer of `vocab_size` entries."""
+    return num_parameters - 2 * (shape.vocab_size - padded_rows(vocab_size)) * shape.hidden_size
+
+
 def model_size_bits(num_linear_parameters: int, num_parameters: int, bits_per_weight: float) -> float:
-    """Return b * (linear weights) + 16 * (all other parameters), in bits."""
+    """Return b * (linear weights) + 16 * (all other parameters), in bits; the paper's size for parameters as it counts."""
     others = num_parameters - num_linear_parameters
     return bits_per_weight * num_linear_parameters + HALF_PRECISION_BITS * others

@@ -7,6 +7,14 @@ from pydantic import Field
 from openspectra.config import Config, PositiveInt, Seed
 
 Bits = Literal[3, 4, 6, 8]
+BLOCK_BITS = (3, 6)
+"""Widths that gptqmodel packs in blocks of 32 weights, along both sides of a matrix; 4 and 8 bits take any side."""
+BLOCK = 32
+GROUP_SIZES = (-1, 16, 32, 64, 128, 256, 512, 1024)
+"""Those that gptqmodel packs."""
+MIN_CALIBRATION_LENGTH = 11
+"""Tokens; gptqmodel drops shorter sequences without an error."""
+Damping = Annotated[float, Field(gt=0, lt=1)]
 
 
 class QuantizeConfig(Config):
@@ -17,8 +25,8 @@ class QuantizeConfig(Config):
     group_size: Annotated[int, Field(ge=-1)]
     """Weights of a row that share a scale; -1: the whole row."""
     sym: Literal[True] = True
-    desc_act: bool = False  # ASSUME: GPTQ's plain order; the paper does not state it
-    damp_percent: Annotated[float, Field(gt=0, lt=1)] = 0.01  # ASSUME: GPTQ's default; the paper does not state it
+    desc_act: bool = False
+    damp_percent: Damping = 0.01
     num_calibration_samples: PositiveInt
     calibration_sequence_length: PositiveInt
     calibration_set: Annotated[int, Field(ge=0)] = 0

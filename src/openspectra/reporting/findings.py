@@ -16,6 +16,7 @@ MANY_SIZES = 4
 
 def findings(results: Results, losses: DocumentLosses, gaps: list[Gap]) -> list[str]:
     """Return the statements that the test losses and scores allow; none where nothing was evaluated."""
+    gaps = [gap for gap in gaps if gap.model.id.calibration is None]  # the mean of the sets stands for them
     return [
         *_larger_is_better(results, losses),
         *_twin_sentences(gaps),
@@ -127,6 +128,7 @@ def _frontier(results: Results, losses: DocumentLosses) -> list[str]:
 
 def _above_chance(results: Results) -> list[str]:
     main = main_scores(results.scores, results.main_metrics).dropna(subset=["value", "stderr", "chance"])
+    main = main[~main["model_id"].isin({str(model.id) for model in results.single_sets})]
     clear = main["value"] > main["chance"] + CLEAR * main["stderr"]
     counts = [
         f"{task} {clear[rows.index].sum()} of {len(rows)} models" for task, rows in main.groupby("task", sort=True)

@@ -4,7 +4,7 @@ What is absent is `None` or named in `Model.missing`; nothing absent becomes a z
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
@@ -17,6 +17,7 @@ from openspectra.errors import OpenSpectraError
 from openspectra.evaluation.scores import DOCUMENT_COLUMNS, SCORE_COLUMNS
 from openspectra.identity import evaluated_model, in_order, kind_rank, suite_name
 from openspectra.model_ids import ModelId
+from openspectra.reporting.calibration_sets import with_set_means
 from openspectra.reporting.plan import Plan
 
 MODEL_STAGES = ("pretrain", "quantize")
@@ -60,7 +61,8 @@ class Results:
     artifacts: list[Artifact]
     models: list[Model]
     scores: pd.DataFrame
-    """Columns model_id and those of `scores.csv`; a task that several suites hold is named `task (suite)`."""
+    """Columns model_id and those of `scores.csv`; a task that several suites hold is named `task (suite)`. `num_sets`
+    and `spread` speak of calibration sets, over which the score is a mean."""
     documents: pd.DataFrame
     """Columns model_id and those of `documents.csv`: test documents, log-likelihood in nats summed over each."""
     task_facts: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -73,6 +75,16 @@ class Results:
         """The models whose ids have no optional part: those that the figures and the counts are about."""
         return [
             model for model in self.models if model.id == ModelId(model.id.family, model.id.size, bits=model.id.bits)
+        ]
+
+    @property
+    def single_sets(self) -> list[Model]:
+        """The QuantLMs of single calibration sets whose mean is one of the study's models."""
+        plain = {str(model.id) for model in self.study_models}
+        return [
+            model
+            for model in self.models
+            if model.id.calibration is not None and str(replace(model.id, calibration=None)) in plain
         ]
 
     @cached_property
@@ -135,7 +147,8 @@ def load_results(artifacts: list[Artifact], plan: Plan | None = None) -> Results
     scores = _stack(models, "scores.csv", SCORE_COLUMNS, text=("task", "metric", "filter"))
     documents = _stack(models, "documents.csv", DOCUMENT_COLUMNS, text=("task", "document_id"))
     scores = scores.assign(is_part=_parts_of_groups(scores, models))
-    return Results(artifacts, models, _named_by_suite(scores), _named_by_suite(documents), task_facts, plan)
+    tables = with_set_means(models, _named_by_suite(scores), _named_by_suite(documents))
+    return Results(artifacts, *tables, task_facts, plan)
 
 
 def read_curve(model: Model, name: str) -> pd.DataFrame | None:

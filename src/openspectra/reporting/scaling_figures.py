@@ -15,6 +15,7 @@ from openspectra.reporting.drawing import (
     colour_of,
     legend_below,
     log_x_axis,
+    look_of,
     marker_of,
     panel,
     to_drawing,
@@ -22,10 +23,13 @@ from openspectra.reporting.drawing import (
 from openspectra.reporting.formats import scaled, size_unit
 from openspectra.reporting.tables import Gap
 
-MARKER_SIZES = {"floatlm": 4.5, "trilm": 6.5, "quantlm-8bit": 10, "quantlm-6bit": 7.5}
-"""Points; the widths that hardly differ from FloatLM are larger and hollow, so that all three can be seen."""
 HOLLOW = ("quantlm-8bit", "quantlm-6bit")
+"""Widths that hardly differ from FloatLM: larger and hollow, so that all three can be seen."""
 LEGEND_COLUMNS = 3
+SET_OFFSET = 0.25
+"""Rows above that of their mean at which the differences of single calibration sets stand."""
+SET_MARKER_SIZE = 3.5
+"""Points; of single calibration sets, beside the mark of their mean."""
 GAP_ROW_INCHES, GAP_LEFT_INCHES = 0.27, 1.05
 
 
@@ -39,7 +43,8 @@ class Score:
     label: str
     """What the y axis says, with the unit."""
     points: pd.DataFrame
-    """Columns kind, parameters, bits (whole model), value, low, high; one row per model."""
+    """Columns kind, parameters, bits (whole model), value, low, high, is_set (of one calibration set, not their mean); one
+    row per model."""
     chance: float | None = None
 
 
@@ -83,8 +88,10 @@ def _score_panel(score: Score, axis: str) -> Drawing:
         return to_drawing(figure, f"{score.name}_by_{axis}", f"{score.title} against {axis}, one line per family")
 
 
-def _draw_kind(axes: Axes, kind: str, rows: pd.DataFrame, axis: str) -> None:
-    colour, size = colour_of(kind), MARKER_SIZES.get(kind, 6)
+def _draw_kind(axes: Axes, kind: str, points: pd.DataFrame, axis: str) -> None:
+    colour, size = colour_of(kind), look_of(kind).marker_size
+    sets, rows = points[points["is_set"]], points[~points["is_set"]]
+    axes.plot(sets[axis], sets["value"], color=colour, lw=0, marker=".", ms=SET_MARKER_SIZE)
     axes.vlines(rows[axis], rows["low"], rows["high"], color=colour, lw=0.8, alpha=0.4)
     axes.plot(
         rows[axis], rows["value"], color=colour, lw=1.3, marker=marker_of(kind), ms=size, mew=1.2,
@@ -92,13 +99,17 @@ def _draw_kind(axes: Axes, kind: str, rows: pd.DataFrame, axis: str) -> None:
     )  # fmt: skip
 
 
-def _gap_panel(size: str, gaps: list[Gap], low: float, high: float) -> Drawing:
+def _gap_panel(size: str, all_gaps: list[Gap], low: float, high: float) -> Drawing:
+    gaps = [gap for gap in all_gaps if gap.model.id.calibration is None]
     with panel((SMALL_INCHES[0], GAP_ROW_INCHES * len(gaps)), left=GAP_LEFT_INCHES) as (figure, axes):
         for row, gap in enumerate(reversed(gaps)):
             colour, interval = colour_of(gap.model.id.kind), gap.interval
             if interval.low is not None:
                 axes.plot([interval.low, interval.high], [row, row], color=colour, lw=1.6, marker="|", ms=7)
             axes.plot(interval.value, row, color=colour, marker=marker_of(gap.model.id.kind), ms=5)
+            sets = [each for each in all_gaps if each not in gaps and each.model.id.kind == gap.model.id.kind]
+            values = [each.interval.value for each in sets]
+            axes.plot(values, [row + SET_OFFSET] * len(sets), color=colour, lw=0, marker=".", ms=SET_MARKER_SIZE)
         axes.axvline(0, color=INK, lw=0.9)
         axes.set_yticks(range(len(gaps)), [kind_label(gap.model.id.kind) for gap in reversed(gaps)])
         axes.set_ylim(-0.6, len(gaps) - 0.4)

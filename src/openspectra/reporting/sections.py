@@ -140,14 +140,17 @@ def scaling_section(results: Results, model_table: pd.DataFrame) -> Section:
             "Test loss by parameters and by size in bits",
             "Test loss of every model against the number of parameters and against the size in bits, one line per family; "
             f"lower is better. Thin bars: {LEVEL_TEXT} interval over test documents. What is common to all models "
-            "cancels in the paired differences below, which are the numbers to compare models by.",
+            "cancels in the paired differences below, which are the numbers to compare models by."
+            + _sets_note(results),
             _panels(Score("test_loss", "Test loss", "Nats per token", _joined(results, losses))),
             pairs=True,
         ),
         FigureGroup(
             "Accuracy by parameters and by size in bits",
             "Accuracy against the number of parameters and against the size in bits; higher is better. "
-            f"{_origin(results)}Thin bars: one standard error each way. Dashed: chance." + _mean_note(results),
+            f"{_origin(results)}Thin bars: one standard error each way. Dashed: chance."
+            + _mean_note(results)
+            + _sets_note(results),
             [drawing for score in _accuracies(results) for drawing in _panels(score)],
             pairs=True,
         ),
@@ -160,7 +163,7 @@ def gaps_section(results: Results, losses: DocumentLosses, gaps: list[Gap]) -> S
     figures = FigureGroup(
         "Differences to FloatLM of the same size",
         f"Point: test loss of the model minus that of its FloatLM. Bar: {LEVEL_TEXT} interval, the same documents drawn for "
-        "both. Left of the line the model is better than its FloatLM. All panels share one axis.",
+        "both. Left of the line the model is better than its FloatLM. All panels share one axis." + _sets_note(results),
         scaling_figures.gap_panels(gaps, results.sizes),
     )
     parts = [*([figures] if figures.drawings else []), views.gap_view(gaps)] if gaps else []
@@ -355,6 +358,15 @@ def _mean_note(results: Results) -> str:
     return f" The mean is over {', '.join(tasks)}." if len(tasks) > 1 else ""
 
 
+def _sets_note(results: Results) -> str:
+    """Return what stands for the QuantLMs of several calibration sets."""
+    if not results.single_sets:
+        return ""
+    return (
+        " Where a QuantLM was made from several calibration sets, the mark is their mean and each dot is one of them."
+    )
+
+
 def _in_percent(results: Results, scores: pd.DataFrame) -> pd.DataFrame:
     value, stderr = 100 * scores["value"], 100 * scores["stderr"]
     return _joined(results, scores.assign(value=value, low=value - stderr, high=value + stderr))
@@ -368,10 +380,11 @@ def _joined(results: Results, scores: pd.DataFrame) -> pd.DataFrame:
             "kind": model.id.kind,
             "parameters": model.metric("num_parameters"),
             "bits": model.metric("model_size_bits"),
+            "is_set": model.id.calibration is not None,
         }
-        for model in results.study_models
+        for model in (*results.study_models, *results.single_sets)
     ]
-    table = pd.DataFrame(models, columns=["model_id", "kind", "parameters", "bits"])
+    table = pd.DataFrame(models, columns=["model_id", "kind", "parameters", "bits", "is_set"])
     joined = table.merge(scores[["model_id", "value", "low", "high"]], on="model_id")
     return joined.dropna(subset=["value", "parameters", "bits"])
 

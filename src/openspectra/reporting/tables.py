@@ -24,7 +24,7 @@ MODEL_METRICS = (
     "num_loss_spikes",
     "num_skipped_steps",
 )
-SCORE_TABLE = ("model_id", "family", "size", "bits", *SCORE_COLUMNS, "is_main")
+SCORE_TABLE = ("model_id", "family", "size", "bits", *SCORE_COLUMNS, "is_main", "num_sets", "spread")
 TRAINING_KEYS = ("tokens_per_step", "steps", "warmup_steps")
 BASELINE_KEYS = tuple(f"baseline_{key}" for key in TRAINING_KEYS)
 DIFFERENCE = "test_loss_difference"
@@ -33,7 +33,7 @@ GAP_TABLE = (
     *(*TRAINING_KEYS, *BASELINE_KEYS, "missing"),
 )
 COUNTS = (
-    *("num_parameters", "num_linear_parameters", "tokens_seen", "num_samples", "num_documents"),
+    *("num_parameters", "num_linear_parameters", "tokens_seen", "num_samples", "num_sets", "num_documents"),
     *("num_loss_spikes", "num_skipped_steps"),
     *(*TRAINING_KEYS, *BASELINE_KEYS),
 )

@@ -4,6 +4,7 @@ import logging
 import math
 
 import lightning.pytorch as L
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -24,11 +25,12 @@ from openspectra.training.config import PretrainConfig
 from openspectra.training.instruments import Instruments
 from openspectra.training.interruption import Interruption
 from openspectra.training.spikes import Spikes
+from openspectra.training.validation import ValidationSample
 from openspectra.training.world import World
 
 logger = logging.getLogger(__name__)
 
-TABLES = ("train", "valid", "ternary", "spikes", "checkpoints")
+TABLES = ("train", "valid", "valid_sources", "ternary", "spikes", "checkpoints")
 """What a run records: rows by step, one CSV each in the artifact."""
 
 
@@ -44,8 +46,12 @@ class Pretraining(L.LightningModule):
 
     def __init__(self, config: PretrainConfig, valid: Tokens, checkpoints: CheckpointFolder, world: World):
         super().__init__()
-        self.config, self.valid, self.checkpoints, self.world = config, valid, checkpoints, world
-        self.llama = Llama(config.shape, config.family)
+        self.config, self.checkpoints, self.world = config, checkpoints, world
+        self.validation = ValidationSample(valid, config.valid_sequences, config.sequence_length)
+        self.resume_state = checkpoints.load_newest()
+        began_with = self.resume_state["attention"] if self.resume_state else None
+        self.attention = began_with or config.attention_form(device_kind())
+        self.llama = Llama(config.shape, config.family, self.attention)
         self.llama.reset_parameters(config.seed)
         self.step = 0
         self.tables: dict[str, list[dict[str, float]]] = {name: [] for name in TABLES}
@@ -54,7 +60,6 @@ class Pretraining(L.LightningModule):
         self.spikes, self.instruments = Spikes(), Instruments()
         self.skipped_steps = 0
         self.gradient_norm = self.step_loss = 0.0
-        self.resume_state = checkpoints.load_newest()
         if self.resume_state:
             self.step = self.resume_state["step"]
             self.llama.load_latent_weights(self.resume_state["model"])
@@ -152,9 +157,20 @@ class Pretraining(L.LightningModule):
             self.tables["train"].append(at | row | (scaling if config.uses_loss_scaling else {}))
             self.losses = []
         if last or self.step % config.valid_every_steps == 0:
-            self.valid_losses.append(self.sequence_losses())
+            sums_SK = self.validation_losses()
+            self.valid_losses.append(sums_SK.sum(dim=1) / config.sequence_length)
             self.tables["valid"].append(at | {"valid_loss": self.valid_losses[-1].mean().item()})
+            self._record_sources(at, sums_SK)
             self._measure()
+
+    def _record_sources(self, at: dict[str, int], sums_SK: Tensor) -> None:
+        """Add a row per source of the valid split, where there are several."""
+        if len(self.validation.sources) == 1:
+            return
+        counts_K = np.bincount(self.validation.source_ST.ravel(), minlength=len(self.validation.sources))
+        losses_K = (sums_SK.sum(dim=0).numpy() / counts_K).tolist()
+        for source, loss, count in zip(self.validation.sources, losses_K, counts_K.tolist(), strict=True):
+            self.tables["valid_sources"].append(at | {"source": source, "valid_loss": loss, "num_tokens": count})
 
     def _measure(self) -> None:
         self.tables["ternary"] += [self._place() | row for row in self.instruments.measure(self.llama)]
@@ -167,24 +183,26 @@ class Pretraining(L.LightningModule):
         raise OpenSpectraError(f"{self.config.model_id}: {text}")
 
     @torch.no_grad()
-    def sequence_losses(self) -> Tensor:
-        """Return the loss in nats per token of each of the first `valid_sequences` of the valid split, float64 [S]."""
-        config, world = self.config, self.world
-        count = min(config.valid_sequences, self.valid.num_sequences(config.sequence_length))
-        losses = torch.zeros(count, dtype=torch.float64, device=self.device)
-        starts = range(0, count, config.micro_batch_size)
+    def validation_losses(self) -> Tensor:
+        """Return the loss of each validation sequence by source: nats summed over its tokens, float64 [S, K]."""
+        config, world, sample = self.config, self.world, self.validation
+        sums_SK = torch.zeros(len(sample), len(sample.sources), dtype=torch.float64, device=self.device)
+        starts = range(0, len(sample), config.micro_batch_size)
         for turn in range(0, len(starts), world.size):
             mine = turn + world.rank
             first = starts[min(mine, len(starts) - 1)]  # every rank takes every turn: a sharded model needs them all
-            indices = range(first, min(first + config.micro_batch_size, count))
-            batch = torch.from_numpy(self.valid.sequences(indices, config.sequence_length)).to(self.device)
+            places = range(first, min(first + config.micro_batch_size, len(sample)))
+            batch = torch.from_numpy(sample.batch(places)).to(self.device)
             with self.trainer.precision_plugin.forward_context():
-                token_losses = self.llama(batch[:, :-1], batch[:, 1:], reduction="none")
+                token_losses = self.llama(batch[:, :-1], batch[:, 1:], reduction="none").double()
             if mine < len(starts):
-                losses[indices.start : indices.stop] = token_losses.double().mean(dim=1)
+                sources = torch.from_numpy(sample.source_ST[places.start : places.stop]).to(self.device)
+                for number in range(len(sample.sources)):  # not scatter_add, whose order of sums varies on a GPU
+                    own = torch.where(sources == number, token_losses, 0.0)
+                    sums_SK[places.start : places.stop, number] = own.sum(dim=1)
         if world.is_sharded:
             self.llama.reshard()  # without a backward pass the root's weights would stay gathered
-        return (world.mean(losses) * world.size).cpu()
+        return (world.mean(sums_SK) * world.size).cpu()
 
     def whole_llama(self) -> Llama:
         """Return the model with all its weights: itself, or gathered from all ranks (complete on rank 0)."""
@@ -203,6 +221,7 @@ class Pretraining(L.LightningModule):
             optimizer = get_optimizer_state_dict(self.llama, self._optimizer, options=options)
         if self.world.rank == 0:
             state = {"step": self.step, "model": model, "optimizer": optimizer, "records": self._records()}
+            state["attention"] = self.attention
             self.checkpoints.save(self.step, state | {"precision": self.trainer.precision_plugin.state_dict()})
 
     def save_weights(self) -> None:
@@ -226,6 +245,12 @@ class Pretraining(L.LightningModule):
         self.tables, self.valid_losses = records["tables"], records["valid_losses"]
         self.losses, self.skipped_steps = records["losses"], records["skipped_steps"]
         self.spikes, self.instruments = Spikes(records["spike_window"]), Instruments(records["states"])
+
+
+def device_kind() -> str:
+    """Return the kind of device that Lightning takes here (`cpu`, `cuda`, ...)."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator.type if accelerator else "cpu"
 
 
 class Checkpointing(L.Callback):

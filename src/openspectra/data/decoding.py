@@ -1,0 +1,37 @@
+"""Documents of ready tokens as text: what held-out tasks are built from where there is no corpus."""
+
+import logging
+from random import Random
+
+from openspectra.artifacts import Artifact
+from openspectra.data.documents import Document
+from openspectra.data.tokenizer import end_of_text_id, load_tokenizer
+from openspectra.data.tokens import Tokens
+
+logger = logging.getLogger(__name__)
+
+
+def decoded_documents(split: Artifact, tokenizer: Artifact, count: int, seed: str) -> list[Document]:
+    """Return the texts of up to `count` documents of a split of tokens, drawn by seed, in that order.
+
+    Only documents whose text becomes the very same tokens again: then a score of the text is one of the tokens. A
+    byte-level tokenizer passes all but those that were cut within a character or made by other rules; they are logged.
+    """
+    tokens, encoder, end_of_text = Tokens(split), load_tokenizer(tokenizer), end_of_text_id(tokenizer)
+    places = tokens.documents()
+    Random(seed).shuffle(places)
+    documents, inexact = [], []
+    for place in places:
+        if len(documents) == count:
+            break
+        ids = tokens.ids(place).tolist()
+        ids = ids[:-1] if ids[-1] == end_of_text else ids
+        text = encoder.decode(ids, skip_special_tokens=False)
+        if encoder.encode(text, add_special_tokens=False).ids != ids:
+            inexact.append(place.document_id)
+        elif text.strip():
+            documents.append(Document(place.document_id, text, place.source))
+    if inexact:
+        names = ", ".join(inexact[:3]) + (", ..." if len(inexact) > 3 else "")
+        logger.warning("%d documents passed over, as their text is not their tokens again: %s", len(inexact), names)
+    return documents
