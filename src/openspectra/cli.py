@@ -349,7 +349,7 @@ def tables(
 
     block = render(report)
     if file is None:
-        typer.echo(block)
+        _say(block, keep="\n")
     else:
         file.write_text(with_tables(file.read_text(encoding="utf-8"), block, str(file)), encoding="utf-8")
 

@@ -14,13 +14,12 @@ rule render_report:
     params:
         stage_version=STAGE_VERSIONS["report"],
         rates=[f"--rates {path}" for path in STUDY.rates_tables],
-        study=STUDY_FILE,
     conda:
         ENVIRONMENT
     message:
         "report"
     shell:
-        "openspectra report --study {params.study} --config {input.config} {params.rates} --out $(dirname {output}) "
+        "openspectra report --study {input.study[0]} --config {input.config} {params.rates} --out $(dirname {output}) "
         "--log {log} {input.artifacts}"
 
 

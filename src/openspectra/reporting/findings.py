@@ -51,7 +51,8 @@ def _twin_sentences(gaps: list[Gap]) -> list[str]:
     """Return one sentence per gap between twins; one per family where it has many sizes."""
     sentences = []
     for kind, found in _by_kind(gap for gap in gaps if gap.interval and not gap.model.id.bits).items():
-        sentences += [_sizes_sentence(kind, found)] if len(found) > MANY_SIZES else map(_gap_sentence, found)
+        many = len(found) > MANY_SIZES and all(gap.interval.low is not None for gap in found)
+        sentences += [_sizes_sentence(kind, found)] if many else map(_gap_sentence, found)
     return sentences
 
 

@@ -105,7 +105,7 @@ class Results:
     def main_metrics(self) -> dict[str, str]:
         """Accuracy tasks in order, each with the metric that stands for it; the parts of groups are left out."""
         found = {}
-        for task, rows in self.scores[~self.scores["is_part"]].groupby("task", sort=True):
+        for task, rows in self.scores[~self.scores["is_part"].astype(bool)].groupby("task", sort=True):
             named = self.task_facts.get(task.partition(" (")[0], {}).get("main_metric")
             choices = [metric for metric in (named, *ACCURACY_METRICS) if metric in ACCURACY_METRICS]
             metric = next((choice for choice in choices if choice in set(rows["metric"])), None)
