@@ -351,7 +351,12 @@ def test_post_processor_adds_no_token(made, tmp_path, monkeypatch):
     }  # fmt: skip
     folder = shutil.copytree(made.folder, tmp_path / "results")
     (made.folder.parent / "data/t.json").write_text(json.dumps(content | {"post_processor": template}))
-    study = DataStudy(study_of(corpus=corpus_of(num_parts=3), tokenizer={"vocab_size": 280, "file": "t.json"}), folder)
+    study = DataStudy(
+        study_of(
+            corpus=corpus_of(num_parts=3), tokenizer={"vocab_size": 280, "file": "t.json", "post_processor": "remove"}
+        ),
+        folder,
+    )
     assert np.array_equal(all_ids(Tokens(study.tokens("train"))), all_ids(tokens_of(made)))
 
 
