@@ -71,7 +71,7 @@ def rules_of(output: str) -> set[str]:
 
 def snakemake(project: Path, study: str, *arguments: str, within=(), **environment: str) -> str:
     """Run the workflow and return what it printed, the commands included."""
-    command = ["snakemake", "-p", "--cores", "2", "--config", f"study={study}", *arguments]
+    command = ["snakemake", "--config", f"study={study}", "--cores", "2", "-p", *arguments]
     finished = run(*within, *command, cwd=project, **environment)
     assert finished.returncode == 0, finished.stdout[-6000:]
     return finished.stdout
