@@ -190,7 +190,7 @@ def test_every_form_of_every_planned_command_is_executed(planned, project, hub_f
         for study in ("tokens", "web"):
             printed.append(snakemake(project, study, "prefetch", **online(address, home)))
     alone = in_namespace("net")
-    checkpoint = "results/tokens/quantlm/1L@2-8bit/manifest.json"  # of the weights that floatlm/1L@2 publishes
+    checkpoint = "results/tokens/floatlm/1L@2/manifest.json"
     for study, targets in (("tokens", ["all", checkpoint]), ("web", ["all"]), ("sweep", ["all"])):
         printed.append(snakemake(project, study, *targets, within=alone, HF_HOME=str(home)))
     assert verify_tree(project / "results")
