@@ -60,7 +60,17 @@ def command(project: Path, model: str, bits: int, out: str, **keys: int) -> list
     config = QuantizeConfig(model_id=f"quantlm/1L-{bits}bit", bits=bits, group_size=-1, **SAMPLING | keys)
     (project / f"{bits}.json").write_text(config.model_dump_json())
     inputs = ["--model", model, "--train", "tokens/train"]
-    return ["openspectra", "quantize", "--config", f"{bits}.json", *inputs, "--out", out, "--log", f"{out}.log"]
+    return [
+        "openspectra",
+        "quantize",
+        "--config",
+        f"{bits}.json",
+        *inputs,
+        "--out",
+        out,
+        "--log",
+        f"{Path(out).name}.log",
+    ]
 
 
 def study_with(tmp_path: Path, **sections) -> Path:
@@ -176,14 +186,15 @@ def test_error_inside_gptqmodel_is_one_line_with_the_log(project):
 
 @pytest.mark.skipif(not in_namespace("mount"), reason="this machine lets no user mount a file system")
 def test_full_disk_is_one_line(project):
-    quantize = " ".join(command(project, "even", 8, "full/out"))
+    quantize = " ".join(command(project, "even", 8, "full/disk"))
     (project / "full").mkdir()
-    script = f"mount -t tmpfs -o size=400k tmpfs full && {quantize}; code=$?; ls -A full/out; exit $code"
+    script = f"mount -t tmpfs -o size=400k tmpfs full && {quantize}; code=$?; ls -A full/disk; exit $code"
     finished = run(*in_namespace("mount"), "sh", "-c", script, cwd=project)
     assert finished.returncode == 1
     assert finished.stdout == (
-        "openspectra: full/out: No space left on device; make room and run the same command again.\n"
+        "openspectra: full/disk: No space left on device; make room and run the same command again.\n"
     )
+    assert "SafetensorError" in (project / "disk.log").read_text()  # which holds the system's number in its text alone
 
 
 @pytest.mark.gpu
