@@ -9,6 +9,7 @@ configfile: "config.yaml"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/recovery.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/pretrain.smk"
 include: "workflow/rules/quantize.smk"
@@ -32,8 +33,7 @@ localrules:
 rule all:
     default_target: True
     input:
-        f"{REPORTS}/manifest.json",
-        f"{RESULTS}/tracking.json",
+        UP_TO["all"],
 
 
 # The stages by name: `snakemake --cores all pretrain` builds what is missing up to there.
@@ -45,30 +45,29 @@ rule prefetch:  # all that may need a network: run it where there is one
 
 rule corpus:
     input:
-        CORPUS,
-        CONTAMINATION,
+        UP_TO["corpus"],
 
 
 rule tokens:
     input:
-        expand(f"{RESULTS}/tokens/{{split}}/manifest.json", split=STUDY.splits),
+        UP_TO["tokens"],
 
 
 rule pretrain:
     input:
-        expand(f"{RESULTS}/{{model}}/manifest.json", model=STUDY.pretrained),
+        UP_TO["pretrain"],
 
 
 rule quantize:
     input:
-        expand(f"{RESULTS}/{{model}}/manifest.json", model=STUDY.quantized),
+        UP_TO["quantize"],
 
 
 rule evaluate:
     input:
-        EVALUATIONS,
+        UP_TO["evaluate"],
 
 
 rule report:
     input:
-        f"{REPORTS}/manifest.json",
+        UP_TO["report"],

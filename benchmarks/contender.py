@@ -60,10 +60,15 @@ class TokenRows(torch.utils.data.Dataset):
 def openspectra(settings: SimpleNamespace) -> None:
     """`openspectra pretrain`, with the config that the driver resolved from a study."""
     from openspectra.cli import main
+    from openspectra.model import llama
     from openspectra.training.config import PretrainConfig
 
     # the size of the run decides whether blocks are compiled; here both are wanted
     PretrainConfig.is_compiled = property(lambda config: settings.compile)
+    if settings.attention:
+        PretrainConfig.attention_form = lambda config, device: settings.attention
+    if settings.float32_stream:
+        llama.stream_dtype = lambda x: x.dtype
     data = settings.data
     sys.argv = ["openspectra", "pretrain", "--config", settings.config, "--out", settings.work]
     sys.argv += ["--train", f"{data}/train", "--valid", f"{data}/valid", "--tokenizer", f"{data}/tokenizer"]

@@ -1,6 +1,7 @@
 """Training speed, as ratios: our trainer against its peers, and against itself with a part left out.
 
     python benchmarks/training_speed.py peers         each peer as its README runs it, and compiled
+    python benchmarks/training_speed.py levers        what makes our trainer fast, one by one and together
     python benchmarks/training_speed.py families      TriLM against FloatLM
     python benchmarks/training_speed.py instruments   with instruments and checkpoints against without
     python benchmarks/training_speed.py families --device cuda --size 560M
@@ -33,13 +34,20 @@ from machine import processor
 from openspectra.artifacts import open_artifact, write_artifact, write_json
 from openspectra.data.config import TokenizerConfig, TokensConfig
 from openspectra.data.shards import SHARDS, ShardWriter, in_split
-from openspectra.model.config import LlamaShape
+from openspectra.model.config import AttentionForm, LlamaShape
 from openspectra.study import load_study
 from openspectra.training.config import PretrainConfig
 
 HERE = Path(__file__).parent
 SMALL = LlamaShape(vocab_size=4096, hidden_size=256, intermediate_size=688, num_hidden_layers=6, num_attention_heads=4)
-BATCHES = {"small": (8, 256), "99M": (16, 2048), "560M": (8, 2048), "1.1B": (4, 2048)}
+BATCHES = {
+    "small": (8, 256),
+    "small-512": (4, 512),
+    "small-1024": (2, 1024),
+    "99M": (16, 2048),
+    "560M": (8, 2048),
+    "1.1B": (4, 2048),
+}
 """Sequences per step and tokens per sequence, by size."""
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bfloat16 products per second by data sheet: what model FLOP utilization is a share of."""
@@ -48,6 +56,8 @@ COMPARISONS = [  # LitGPT has no switch for its compiler: its README's run is a 
     ("Peers as their READMEs run them", "openspectra", ("nanogpt", "litgpt compiled", "transformers")),
     ("Nobody compiled", "openspectra", ("nanogpt", "litgpt", "transformers")),
     ("All compiled", "openspectra compiled", ("nanogpt compiled", "litgpt compiled", "transformers compiled")),
+    ("Compiled", "together", ("nanogpt compiled",)),
+    ("Compiled", "together, trilm", ("nanogpt compiled",)),
 ]
 
 
@@ -136,9 +146,10 @@ class Field:
     def __init__(self, arguments: argparse.Namespace, root: Path):
         self.root, self.batch = root, BATCHES[arguments.size]
         self.study = load_study(HERE.parent / "studies" / "paper.yaml")
-        size = "99M" if arguments.size == "small" else arguments.size
+        is_small = arguments.size.startswith("small")
+        size = "99M" if is_small else arguments.size
         self.configs = {family: self.study.pretrained[f"{family}/{size}"] for family in ("floatlm", "trilm")}
-        self.shape = SMALL if arguments.size == "small" else self.configs["floatlm"].shape
+        self.shape = SMALL if is_small else self.configs["floatlm"].shape
         self.peers = arguments.peers.resolve()
         self.common = {
             "data": str(root / "data"),
@@ -150,8 +161,19 @@ class Field:
         }
         self._write_data()
 
-    def ours(self, name: str, family: str, compile: bool = False, **changes: Any) -> Contender:
-        """Return our trainer; `changes` to the paper's config of the family, in which nothing else happens."""
+    def ours(
+        self,
+        name: str,
+        family: str,
+        compile: bool = False,
+        attention: AttentionForm | None = None,
+        float32_stream: bool = False,
+        **changes: Any,
+    ) -> Contender:
+        """Return our trainer; `changes` to the paper's config of the family, in which nothing else happens.
+
+        `attention` takes the place of the rule's choice, `float32_stream` that of a residual stream in half precision.
+        """
         sequences, length = self.batch
         shape = self.shape.model_copy(update={"max_position_embeddings": length})
         quiet = dict.fromkeys(("log_every_steps", "checkpoint_every_steps", "valid_every_steps"), 10**6)
@@ -162,6 +184,7 @@ class Field:
         path.write_text(PretrainConfig.model_validate(config).model_dump_json())
         weights = shape.num_linear_parameters + shape.vocab_size * shape.hidden_size
         settings = self.common | {"program": "openspectra", "config": str(path), "compile": compile}
+        settings |= {"attention": attention, "float32_stream": float32_stream}
         return Contender(name, settings, model_flops(weights, shape, self.batch))
 
     def peer(self, program: str, compile: bool) -> Contender:
@@ -206,6 +229,8 @@ def line_up(arguments: argparse.Namespace, field: Field) -> list[Contender]:
     """Return the contenders of a race; the first is the one that all others are compared with."""
     if arguments.race == "families":
         return [field.ours("floatlm", "floatlm"), field.ours("trilm", "trilm"), field.product()]
+    if arguments.race == "levers":
+        return levers(field)
     if arguments.race == "instruments":
         # one sequence of validation: measurements are made where a run validates, and only they are to be timed
         every = dict.fromkeys(("checkpoint_every_steps", "valid_every_steps"), arguments.steps)
@@ -214,6 +239,22 @@ def line_up(arguments: argparse.Namespace, field: Field) -> list[Contender]:
     programs = [(name, compile) for compile in (False, True) for name in ("nanogpt", "litgpt", "transformers")]
     peers = [field.peer(name, compile) for name, compile in programs]
     ours = [field.ours("openspectra", "floatlm"), field.ours("openspectra compiled", "floatlm", compile=True)]
+    return [*ours, *peers, field.product()]
+
+
+def levers(field: Field) -> list[Contender]:
+    """Return our trainer without the levers, with each alone, with all; where they are at hand, nanoGPT plain and compiled.
+
+    In float32 there is no half-precision stream, and all levers are what a run there takes: the compiler alone.
+    """
+    without = {"attention": "fused", "float32_stream": True}
+    alone = {"products": without | {"attention": "products"}, "compiled": without | {"compile": True}}
+    if field.common["precision"] != "32-true":
+        alone["half-precision stream"] = without | {"float32_stream": False}
+    ours = [field.ours("without", "floatlm", **without)]
+    ours += [field.ours(name, "floatlm", **settings) for name, settings in alone.items()]
+    ours += [field.ours("together", "floatlm", compile=True), field.ours("together, trilm", "trilm", compile=True)]
+    peers = [field.peer("nanogpt", compile) for compile in (False, True)] if (field.peers / "nanoGPT").is_dir() else []
     return [*ours, *peers, field.product()]
 
 
@@ -247,7 +288,7 @@ def verdicts(contenders: list[Contender]) -> Iterator[str]:
     """Yield our speed over that of the fastest peer, where there are peers."""
     by_name = {contender.name: contender for contender in contenders}
     for text, name, peers in COMPARISONS:
-        if name in by_name:
+        if name in by_name and by_name.keys() >= set(peers):
             fastest = min((by_name[peer] for peer in peers), key=lambda peer: statistics.median(peer.seconds))
             ratio = statistics.median(ratios(fastest.seconds, by_name[name].seconds))
             yield f"{text}: {name} is {ratio:.2f} x as fast as {fastest.name}."
@@ -262,18 +303,22 @@ def machine(device: str) -> str:
     """Return the name of what computes."""
     if device == "cuda":
         return torch.cuda.get_device_name()
-    return processor()
+    return f"{processor()} {'with' if has_bfloat16_products() else 'without'} bfloat16 products"
+
+
+def has_bfloat16_products() -> bool:
+    """Return whether this processor has instructions for them."""
+    return bool({"avx512_bf16", "amx_bf16"} & set(Path("/proc/cpuinfo").read_text().split()))
 
 
 def default_precision(device: str) -> str:
     """Return bfloat16 where the hardware has products of it, else float32."""
-    flags = Path("/proc/cpuinfo").read_text().split()
-    return "bf16-mixed" if device == "cuda" or {"avx512_bf16", "amx_bf16"} & set(flags) else "32-true"
+    return "bf16-mixed" if device == "cuda" or has_bfloat16_products() else "32-true"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("race", choices=("peers", "families", "instruments"))
+    parser.add_argument("race", choices=("peers", "levers", "families", "instruments"))
     parser.add_argument("--peers", type=Path, default=HERE / "peers", help="what fetch_peers.sh has made")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--size", choices=BATCHES, default="small")

@@ -1,6 +1,7 @@
 """The hub data sets that lm-eval's tasks of the shipped studies read: their layout and columns, rows of our own."""
 
 import random
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,13 @@ def write_benchmarks(hub: Path, subjects: list[str], num_rows: int = 3) -> None:
     for repository, listed in configs.items():
         card = yaml.safe_dump({"configs": listed})
         (hub / repository / COMMIT / "README.md").write_text(f"---\n{card}---\n", encoding="utf-8")
+
+
+def mmlu_subjects() -> list[str]:
+    """Return the subjects that lm-eval's `mmlu_continuation` is made of, by the files of that group."""
+    (folder,) = find_spec("lm_eval.tasks.mmlu").submodule_search_locations
+    names = sorted(path.stem for path in Path(folder, "continuation").glob("mmlu_*.yaml"))
+    return [name.removeprefix("mmlu_") for name in names]
 
 
 def phrase(rng: random.Random, num_words: int = 6) -> str:

@@ -11,10 +11,11 @@ import json
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -24,6 +25,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from openspectra.errors import DamagedArtifactError
+from openspectra.model.families import FAMILY_NAMES
+from openspectra.model_ids import QUANTLM
+from openspectra.printable import escaped
 from openspectra.stage_versions import STAGE_VERSIONS
 from openspectra.writing import only_writer, write_atomically
 
@@ -100,7 +104,7 @@ class Artifact:
         """Return the parents of one stage. Raises `DamagedArtifactError` where one is missing or was made anew since."""
         found = []
         for parent in self.manifest.parents.values():
-            artifact = open_artifact(self.folder / parent.path)
+            artifact = self.open_parent(parent)
             if artifact.sha256 != parent.sha256:
                 raise DamagedArtifactError(
                     f"{artifact.folder / MANIFEST}: not the one that {self.folder} was made from; run the workflow again."
@@ -108,10 +112,49 @@ class Artifact:
             found.append(artifact)
         return [artifact for artifact in found if artifact.manifest.stage == stage]
 
+    def open_parent(self, parent: Parent) -> "Artifact":
+        """Return what is a parent's place now, made anew or not. Raises `DamagedArtifactError` where nothing is there."""
+        return open_artifact(self.parent_folder(parent))
+
+    def parent_folder(self, parent: Parent) -> Path:
+        """Return the folder that a parent's path leads to, followed as it is written, for that is how it was made.
+
+        So `..` of a folder that is a link is where the link stands; where nothing is found that way, where it points.
+        """
+        written, true = (
+            Path(os.path.normpath(folder / parent.path)) for folder in (self.folder, self.folder.resolve())
+        )
+        is_elsewhere = not (written / MANIFEST).exists() and (true / MANIFEST).exists()
+        return true if is_elsewhere else written
+
     def verify(self) -> None:
         """Check every file. Raises `DamagedArtifactError` naming the first that differs."""
         for record in self.manifest.files:
             _check_file(self.folder, record)
+
+    def problems(self, read: Callable[[FileRecord], bool] = lambda record: True) -> list[str]:
+        """Return one line for every file and every parent that is not as the manifest says.
+
+        Of a file for which `read` is false only the size is looked at.
+        """
+        found = []
+        for record in self.manifest.files:
+            try:
+                _check_file(self.folder, record, read(record))
+            except DamagedArtifactError as error:
+                found.append(str(error))
+        for role, parent in self.manifest.parents.items():
+            try:
+                now = self.open_parent(parent)
+            except DamagedArtifactError as error:
+                found.append(str(error))
+            else:
+                if now.sha256 != parent.sha256:
+                    found.append(
+                        f"{self.folder / MANIFEST}: made from another {role} than {now.folder} holds now; run the workflow "
+                        "again, or delete the folder where the study has it no more."
+                    )
+        return found
 
 
 def open_artifact(folder: Path, stage: str | None = None) -> Artifact:
@@ -136,6 +179,10 @@ def open_artifact(folder: Path, stage: str | None = None) -> Artifact:
         raise DamagedArtifactError(
             f"{path}: made by stage `{manifest.stage}`, but `{stage}` is needed here; check the path."
         )
+    if _is_misplaced(folder, place := _place_of(manifest)):
+        raise DamagedArtifactError(
+            f"{path}: belongs into {place} of a study and was put here by hand; delete it and run the same command again."
+        )
     return Artifact(folder, manifest, hashlib.sha256(content).hexdigest())
 
 
@@ -156,26 +203,59 @@ def verify_tree(root: Path) -> list[Artifact]:
 
     Raises `DamagedArtifactError` with one line per problem.
     """
-    artifacts, problems = [], []
-    for path in sorted(root.rglob(MANIFEST)) if root.is_dir() else [root]:
-        try:
-            artifact = open_artifact(path)
-            artifact.verify()
-            for role, parent in artifact.manifest.parents.items():
-                found = open_artifact(artifact.folder / parent.path)
-                if found.sha256 != parent.sha256:
-                    problems.append(
-                        f"{path}: made from another {role} than {found.folder} holds now; run the workflow again, or delete "
-                        "the folder where the study has it no more."
-                    )
-            artifacts.append(artifact)
-        except DamagedArtifactError as error:
-            problems.append(str(error))
+    artifacts, problems = check_tree(root)
     if problems:
-        raise DamagedArtifactError("\n".join(problems))
+        raise DamagedArtifactError(*dict.fromkeys(line for lines in problems.values() for line in lines))
     if not artifacts:
         raise DamagedArtifactError(f"{root}: no artifact here; give a folder that holds a {MANIFEST}.")
     return artifacts
+
+
+def check_tree(root: Path) -> tuple[list[Artifact], dict[Path, list[str]]]:
+    """Check every artifact below `root`, links followed. Return the artifacts, and one line per problem by path.
+
+    The path is the manifest of the artifact, or what kept a folder from being looked into.
+    """
+    artifacts: list[Artifact] = []
+    problems: dict[Path, list[str]] = {}
+    for path in _manifests_below(root, problems):
+        try:
+            artifact = open_artifact(path)
+        except DamagedArtifactError as error:
+            problems[path] = [str(error)]
+            continue
+        artifacts.append(artifact)
+        if found := artifact.problems():
+            problems[path] = found
+    return artifacts, problems
+
+
+def _manifests_below(root: Path, problems: dict[Path, list[str]]) -> list[Path]:
+    if not root.is_dir():
+        return [root]
+    found = []
+
+    def enter(folder: Path, above: tuple[Path, ...]) -> None:
+        above = (*above, folder.resolve())
+        try:
+            entries = sorted(folder.iterdir())
+        except OSError as error:
+            problems[folder] = [f"{folder}: not checked, {error.strerror}; mend its permissions."]
+            return
+        for entry in entries:
+            if entry.is_symlink() and not entry.exists():
+                problems[entry] = [
+                    f"{entry}: not checked, a link to {os.readlink(entry)}, which is missing; mend the link."
+                ]
+            elif entry.is_symlink() and entry.resolve() in above:
+                problems[entry] = [f"{entry}: not checked, a link to a folder that holds it; remove the link."]
+            elif entry.is_dir():
+                enter(entry, above)
+            elif entry.name == MANIFEST:
+                found.append(entry)
+
+    enter(root, ())
+    return found
 
 
 def describe_lineage(artifact: Artifact) -> str:
@@ -188,7 +268,7 @@ def describe_lineage(artifact: Artifact) -> str:
         lines.append(f"{'  ' * depth}{name}{Path(os.path.normpath(node.folder))}  [{stage}, {node.sha256[:12]}]{note}")
         for role, parent in node.manifest.parents.items():
             try:
-                found = open_artifact(node.folder / parent.path)
+                found = node.open_parent(parent)
             except DamagedArtifactError as error:
                 lines.append(f"{'  ' * (depth + 1)}{role}: {error}")
                 continue
@@ -197,7 +277,7 @@ def describe_lineage(artifact: Artifact) -> str:
 
     describe(artifact, "", 0, "")
     metrics = [f"  {key} = {value}" for key, value in artifact.manifest.metrics.items() if not isinstance(value, dict)]
-    return "\n".join([*lines, "metrics:", *metrics])
+    return "\n".join(map(escaped, [*lines, "metrics:", *metrics]))
 
 
 @dataclass
@@ -228,6 +308,7 @@ def write_artifact(
         draft = ArtifactDraft(staging)
         try:
             yield draft
+            _let_umask_rule(staging)
             manifest = Manifest(
                 stage=stage,
                 stage_version=STAGE_VERSIONS[stage],
@@ -294,7 +375,7 @@ def _publish(out: Path, staging: Path, manifest: Manifest, run: dict[str, Any]) 
     (out / MANIFEST).unlink(missing_ok=True)
     for stale in out.iterdir():
         if stale.name not in UNHASHED:
-            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+            shutil.rmtree(stale) if stale.is_dir() and not stale.is_symlink() else stale.unlink()
     for entry in sorted(staging.iterdir()):
         entry.rename(out / entry.name)
     for record in manifest.files:
@@ -305,7 +386,38 @@ def _publish(out: Path, staging: Path, manifest: Manifest, run: dict[str, Any]) 
     write_atomically(out / MANIFEST, content.encode())
 
 
-def _check_file(folder: Path, record: FileRecord) -> None:
+def _let_umask_rule(staging: Path) -> None:
+    """Give every file and folder the permissions that a plain writer gives: some libraries keep theirs to the owner."""
+    mode = stat.S_IMODE(staging.stat().st_mode)  # what the umask, and the folder's own rules, left of a new folder's
+    for path in staging.rglob("*"):
+        path.chmod(mode if path.is_dir() else mode & 0o666)
+
+
+def _place_of(manifest: Manifest) -> str:
+    """Return where in its study an artifact belongs, by what it holds: `trilm/99M`, `evaluation/trilm/99M/*`, `corpus`."""
+    stage, config = manifest.stage, manifest.config
+    if stage == "evaluate":
+        return "/".join(("evaluation", *Path(manifest.parents["model"].path).parts[-2:], "*"))
+    if stage == "source":
+        return f"sources/parts/{config['name']}/{config['job']}"
+    if stage in ("part", "token_part"):
+        return f"{'corpus' if stage == 'part' else 'tokens'}/parts/{config['part']}"
+    return f"tokens/{config['split']}" if stage == "tokens" else config.get("model_id", stage)
+
+
+def _is_misplaced(folder: Path, place: str) -> bool:
+    """Return whether a folder of `results/<study>` is the place of something else; other layouts may have any names."""
+    parts = Path(os.path.abspath(folder)).parts
+    if "results" not in parts:
+        return False
+    _, *found = parts[len(parts) - parts[::-1].index("results") :] or ("",)
+    expected = place.split("/")
+    named = {"evaluation", "sources", "corpus", "tokens", "tokenizer", "tasks", *FAMILY_NAMES, QUANTLM}
+    comparable = len(found) == len(expected) and found[0] in named
+    return comparable and any(b not in ("*", a) for a, b in zip(found, expected, strict=True))
+
+
+def _check_file(folder: Path, record: FileRecord, read: bool = True) -> None:
     path = folder / record.path
     remedy = "delete the folder's manifest.json and run the same command again."
     if not path.is_file():
@@ -313,7 +425,7 @@ def _check_file(folder: Path, record: FileRecord) -> None:
     size = path.stat().st_size
     if size != record.bytes:
         raise DamagedArtifactError(f"{path}: {size:,} bytes where {MANIFEST} says {record.bytes:,}; {remedy}")
-    if sha256_of(path) != record.sha256:
+    if read and sha256_of(path) != record.sha256:
         raise DamagedArtifactError(f"{path}: its sha256 differs from {MANIFEST}, so its content was altered; {remedy}")
 
 

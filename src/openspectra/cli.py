@@ -4,6 +4,7 @@ Every stage reads a resolved config and artifact folders, and writes one artifac
 1 failed, 2 bad config or arguments, 75 interrupted and resumable by the same command.
 """
 
+import json
 import logging
 import os
 import sys
@@ -12,10 +13,12 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated
+from uuid import uuid4
 
 import typer
 
 from openspectra.errors import OpenSpectraError
+from openspectra.printable import escaped
 from openspectra.training.world import Strategy
 
 logger = logging.getLogger("openspectra.cli")
@@ -45,11 +48,11 @@ def check(study: Annotated[Path, typer.Argument(help="Study file (YAML).")]) -> 
     loaded = load_study(study)
     for model_id, bits in loaded.sizes_in_bits.items():
         run = loaded.pretrained.get(model_id)
-        typer.echo(f"{model_id}: {bits / 1e9:,.4g} Gbit" + (f", {run.summary}" if run else ""))
+        _say(f"{model_id}: {bits / 1e9:,.4g} Gbit" + (f", {run.summary}" if run else ""))
     num_models, made = len(loaded.compared_models), len(loaded.quantized)
     quantized = num_models - len(loaded.pretrained)
     sets = f", each the mean over {made // quantized} calibration sets ({made} QuantLMs)" if made > quantized else ""
-    typer.echo(f"{study}: valid; {num_models} models, {quantized} of them quantized{sets}.")
+    _say(f"{study}: valid; {num_models} models, {quantized} of them quantized{sets}.")
 
 
 @app.command()
@@ -60,7 +63,7 @@ def assumptions(study: Annotated[Path, typer.Argument(help="Study file (YAML).")
 
     load_study(study)
     for each in collect(study_files(study)):
-        typer.echo(f"{each.file}:{each.line}: " + (f"{each.code}  # " if each.code else "") + each.text)
+        _say(f"{each.file}:{each.line}: " + (f"{each.code}  # " if each.code else "") + each.text)
 
 
 @app.command()
@@ -221,7 +224,9 @@ def pretrain(
         from openspectra.training.pretrain import pretrain as run
 
         show_bar = log is None and sys.stderr.isatty()
-        run(resolved, *inputs, out, show_bar, fresh, world, interruption)
+        order, *ordered = os.environ.get("OPENSPECTRA_TRAIN_ANEW", " ").split(" ")  # by the workflow's --forcerun
+        order = uuid4().hex if fresh else order if resolved.model_id in ordered else None
+        run(resolved, *inputs, out, show_bar, order, world, interruption)
         logger.info("%s: done, in %s", resolved.model_id, out)
 
 
@@ -354,28 +359,58 @@ def track(
     log: Log = None,
 ) -> None:
     """Bring MLflow up to date with finished artifacts: one run each, nothing doubled."""
-    from openspectra.artifacts import open_artifact, write_json
+    from openspectra.artifacts import open_artifact
     from openspectra.tracking.sync import track as run
+    from openspectra.writing import disk_errors, write_atomically
 
     with _session(log):
         runs = run([open_artifact(path) for path in artifacts], experiment, uri)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, runs)
+        with disk_errors(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(out, json.dumps(runs, indent=2, sort_keys=True).encode())
         logger.info("MLflow: %d runs in experiment %s; browse them with `mlflow ui`", len(runs), experiment)
 
 
 @app.command()
 def verify(path: Annotated[Path, typer.Argument(help="Artifact, or a folder of artifacts.")]) -> None:
-    """Check every file and every parent of the artifacts below a folder."""
-    from openspectra.artifacts import verify_tree
-    from openspectra.training.trajectory import verify_trajectory
+    """Check every file and every parent of the artifacts below a folder; of `results/<study>`, that all are there."""
+    from openspectra.errors import DamagedArtifactError
+    from openspectra.upkeep import check_study
 
     with _session(None):
-        artifacts = verify_tree(path)
+        artifacts, kept, problems = check_study(path)
+        if problems:
+            raise DamagedArtifactError(*dict.fromkeys(line for lines in problems.values() for line in lines))
+        if not artifacts:
+            raise DamagedArtifactError(f"{path}: no artifact here; give a folder that holds a manifest.json.")
         files = sum(len(artifact.manifest.files) for artifact in artifacts)
-        kept = sum(verify_trajectory(artifact) for artifact in artifacts if artifact.manifest.stage == "pretrain")
-        typer.echo(f"{path}: {len(artifacts)} artifacts with {files} files are as their manifests say.")
-        typer.echo(f"{path}: {kept} checkpoints on the way hold the weights of their steps.")
+        _say(f"{path}: {len(artifacts)} artifacts with {files} files are as their manifests say.")
+        _say(f"{path}: {kept} checkpoints on the way hold the weights of their steps.")
+
+
+@app.command()
+def repair(study: Annotated[str, typer.Argument(help="Name of the study.")]) -> None:
+    """Read every file of a study and take the manifest from what is damaged: the workflow then makes it again.
+
+    A workflow finds the same by itself, except for altered content of large files, which takes time to read.
+    """
+    from openspectra.artifacts import MANIFEST
+    from openspectra.errors import ConfigError
+    from openspectra.upkeep import check_study
+
+    with _session(None):
+        if not Path("results", study).is_dir():
+            raise ConfigError(
+                [f"STUDY: {study!r} has no folder results/{study} here; give the name of a study that ran."]
+            )
+        for root in (Path("results", study), Path("reports", study)):
+            _, _, problems = check_study(root)
+            for path, lines in problems.items():
+                for line in lines:
+                    _say(line)
+                if path.name == MANIFEST:
+                    path.unlink(missing_ok=True)
+        _say(f"now makes it again, and what follows:  snakemake --cores all --config study={study}")
 
 
 @app.command()
@@ -384,7 +419,7 @@ def why(path: Annotated[Path, typer.Argument(help="Artifact.")]) -> None:
     from openspectra.artifacts import describe_lineage, open_artifact
 
     with _session(None):
-        typer.echo(describe_lineage(open_artifact(path)))
+        _say(describe_lineage(open_artifact(path)), keep="\n")
 
 
 @app.command()
@@ -407,14 +442,12 @@ def step(
     results = Path("results", study)
     train, tokenizer = open_artifact(results / "tokens/train", "tokens"), open_artifact(results / "tokenizer")
     for line in describe_step(runs[model or next(iter(runs))], number, train, tokenizer):
-        typer.echo(line)
+        _say(line, keep="\n\t")
 
 
 @app.command()
 def schema() -> None:
     """Print the JSON schema of study files, for editors that complete and check them."""
-    import json
-
     from openspectra.study_file import StudyFile
 
     typer.echo(json.dumps(StudyFile.model_json_schema(), indent=2))
@@ -428,6 +461,10 @@ def main() -> None:
         for line in str(error).splitlines():
             print(f"openspectra: {line}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def _say(text: str, keep: str = "") -> None:
+    typer.echo(escaped(text, keep))
 
 
 @contextmanager

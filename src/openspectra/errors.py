@@ -1,10 +1,18 @@
 """What can go wrong, by cause. Each message is one line that names file, key, value and the way out."""
 
+from openspectra.printable import escaped
+
 
 class OpenSpectraError(Exception):
-    """Base of all errors a user can act on; `exit_code` is what the command line ends with."""
+    """Base of all errors a user can act on; `exit_code` is what the command line ends with.
+
+    Each argument is one line: what would break it, or move a terminal's cursor, is escaped.
+    """
 
     exit_code = 1
+
+    def __init__(self, *lines: str):
+        super().__init__("\n".join(map(escaped, lines)))
 
 
 class ConfigError(OpenSpectraError):
@@ -13,7 +21,7 @@ class ConfigError(OpenSpectraError):
     exit_code = 2
 
     def __init__(self, problems: list[str]):
-        super().__init__("\n".join(problems))
+        super().__init__(*problems)
         self.problems = problems
 
 

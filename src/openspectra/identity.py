@@ -1,7 +1,9 @@
 """Names of artifacts and the order in which models are shown. Imports nothing heavy: tracking uses it too."""
 
 import json
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from openspectra.artifacts import Artifact
@@ -21,8 +23,6 @@ STAGE_ORDER = (
     "report",
 )
 """Stages from cause to effect."""
-KIND_ORDER = ("floatlm", "trilm", "bilm", "bitnet")
-"""Families in the order of the legend; those that are not named here come after them."""
 
 
 def artifact_id(artifact: Artifact) -> str:
@@ -39,13 +39,13 @@ def artifact_id(artifact: Artifact) -> str:
 
 def evaluated_model(artifact: Artifact) -> str:
     """Return the id of the model an evaluation scored: the last two folders of its parent's path."""
-    path = artifact.folder / artifact.manifest.parents["model"].path
-    return "/".join(path.resolve().parts[-2:])
+    path = os.path.abspath(artifact.folder / artifact.manifest.parents["model"].path)
+    return "/".join(Path(path).parts[-2:])
 
 
 def suite_name(artifact: Artifact) -> str:
     """Return the suite of an evaluation: the name of its folder."""
-    return artifact.folder.resolve().name
+    return artifact.folder.absolute().name
 
 
 def run_facts_of(artifact: Artifact) -> dict[str, Any]:
@@ -63,9 +63,11 @@ def in_order(artifacts: Iterable[Artifact]) -> list[Artifact]:
 
 
 def kind_rank(kind: str) -> tuple[int, int]:
-    """Return a sort key for kinds: FloatLM, TriLM, others, then QuantLMs from many bits to few."""
+    """Return a sort key for kinds: families in their order, unknown ones, QuantLMs from many bits to few."""
     family, _, bits = kind.partition("-")
-    return (len(KIND_ORDER) + 1, -int(bits.removesuffix("bit"))) if bits else (_rank(family, KIND_ORDER), 0)
+    if bits:
+        return 2, -int(bits.removesuffix("bit"))
+    return (0, load_family(family).legend_order) if family in FAMILY_NAMES else (1, 0)
 
 
 def kind_label(kind: str) -> str:

@@ -5,7 +5,7 @@ manifest, so artifacts of two versions are never taken for each other.
 """
 
 STAGE_VERSIONS = {
-    "source": 3,
+    "source": 4,
     "sources": 1,
     "part": 3,
     "corpus": 4,
@@ -13,7 +13,7 @@ STAGE_VERSIONS = {
     "token_part": 4,
     "tokens": 3,
     "benchmarks": 1,
-    "contamination": 3,
+    "contamination": 4,
     "pretrain": 3,
     "checkpoint": 2,
     "quantize": 3,

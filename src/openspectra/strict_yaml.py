@@ -21,6 +21,28 @@ class _StrictLoader(yaml.SafeLoader):
             )
         return super().compose_node(parent, index)
 
+    def construct_object(self, node, deep=False):
+        try:
+            content = super().construct_object(node, deep)
+        except (
+            ValueError,
+            LookupError,
+            AttributeError,
+            OverflowError,
+        ):  # PyYAML's own, of a number or date that is none
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                None,
+                None,
+                f"{_shown(node.value)} is no {kind}; write one, or put it in quotes where it is text",
+                node.start_mark,
+            ) from None
+        if isinstance(content, str) and not _is_unicode(content):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{_shown(content)} holds half of a surrogate pair, which no file can hold", node.start_mark
+            )
+        return content
+
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key_node, _ in node.value:
@@ -41,6 +63,18 @@ class _StrictLoader(yaml.SafeLoader):
 _StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
+
+
+def _shown(value: str) -> str:
+    return ascii(value if len(value) <= 60 else f"{value[:57]}...")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_yaml(path: Path) -> Any:

@@ -6,6 +6,7 @@ Each stage gets only the keys it reads, so a changed task list re-evaluates and 
 import csv
 import itertools
 import math
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,20 +25,19 @@ from openspectra.data.config import (
     TokensConfig,
 )
 from openspectra.errors import ConfigError
-from openspectra.evaluation.config import BUILT_TASKS, BenchmarksConfig
+from openspectra.evaluation.config import BUILT_TASKS, SNIPPET_BYTES, BenchmarksConfig
 from openspectra.model.config import LlamaShape
 from openspectra.model.families import load_family
 from openspectra.model.size import bits_per_weight, counted_parameters, model_size_bits, padded_rows
 from openspectra.model_ids import QUANTLM, ModelId, rate_label
-from openspectra.quantization.config import QuantizeConfig
+from openspectra.quantization.config import BLOCK, BLOCK_BITS, GROUP_SIZES, MIN_CALIBRATION_LENGTH, QuantizeConfig
 from openspectra.reporting.config import ReportConfig
 from openspectra.strict_yaml import read_yaml
 from openspectra.study_file import (
+    STUDY_NAME,
     Intervention,
     PeakRates,
-    QuantizationConfig,
     RatesTable,
-    SizeConfig,
     SizeLabel,
     StudyFile,
 )
@@ -172,6 +172,26 @@ class Study(StudyFile):
             configs["contamination"] = ContaminationConfig(benchmarks=corpus.benchmarks)
         return configs
 
+    @property
+    def artifacts(self) -> dict[str, str]:
+        """What the study consists of: the stage of every artifact by its place below `results/<name>`, causes first."""
+        places = {f"sources/parts/{name}/{job}": "source" for name, job in self.source_jobs}
+        if self.corpus:
+            places["sources"] = "sources"
+            places |= {f"corpus/parts/{part}": "part" for part in range(self.num_parts)} | {"corpus": "corpus"}
+        places["tokenizer"] = "tokenizer"
+        places |= {f"tokens/parts/{part}": "token_part" for part in range(self.num_parts)}
+        places |= {f"tokens/{split}": "tokens" for split in self.splits}
+        if self.lm_eval_tasks:
+            places["benchmarks"] = "benchmarks"
+        if self.evaluation and self.evaluation.built_tasks:
+            places["tasks"] = "tasks"
+        if self.checks_contamination:
+            places["contamination"] = "contamination"
+        places |= dict.fromkeys(self.pretrained, "pretrain") | dict.fromkeys(self.quantized, "quantize")
+        suites = self.evaluation.suites if self.evaluation else ()
+        return places | {f"evaluation/{model}/{suite}": "evaluate" for model in self.models for suite in suites}
+
     def report_config(self, name: str) -> ReportConfig:
         """Return the resolved config of the report of the study called `name`."""
         return ReportConfig(study=name, title=self.title, seed=self.seed, num_resamples=self.num_resamples)
@@ -240,8 +260,7 @@ def load_study(path: Path) -> Study:
             problems += describe_problems(str(path), error, PretrainConfig)
         except ConfigError as error:
             problems += [f"{path}: {problem}" for problem in error.problems]
-    for label, row in study.sizes.items():
-        problems += _group_size_problems(path, label, row, study.quantization)
+    problems += [f"{path}: {problem}" for problem in _engine_problems(study)]
     if problems:
         raise ConfigError(problems)
     return study
@@ -261,22 +280,53 @@ def _with_base(path: Path) -> Any:
     """Return the content of a study file on top of its base; a key set to null takes the base's away."""
     content = read_yaml(path)
     base = content.get("base") if isinstance(content, dict) else None
-    if not isinstance(base, str):
+    if base is None:
         return content
+    if not isinstance(base, str) or not re.fullmatch(STUDY_NAME, base):
+        raise ConfigError([f"{path}: base: must be the name of a study, `a-z`, `0-9`, `-` and `_`; got {ascii(base)}."])
     below = read_yaml(path.parent / f"{base}.yaml")
     if not isinstance(below, dict) or "base" in below:
         raise ConfigError([f"{path}: base: {base!r} must be a study that stands on no other; name its base."])
     return below | content
 
 
-def _group_size_problems(path: Path, label: str, row: SizeConfig, section: QuantizationConfig | None) -> list[str]:
-    groups = section.group_size.items() if section else ()
-    return [
-        f"{path}: quantization.group_size.{bits}: must divide `{name}` of size {label}; got {group} and {width}. Choose a divisor or -1."
-        for bits, group in groups
-        for name, width in (("hidden_size", row.hidden_size), ("intermediate_size", row.intermediate_size))
-        if group == 0 or (group > 0 and width % group)
-    ]
+def _engine_problems(study: Study) -> list[str]:
+    """Return what gptqmodel and lm-eval would refuse after the training, each with its key and remedy."""
+    problems = []
+    length, section = study.training.sequence_length, study.quantization
+    if section:
+        wanted = section.calibration_sequence_length
+        if not MIN_CALIBRATION_LENGTH <= wanted <= length:
+            problems.append(
+                f"quantization.calibration_sequence_length: must be {MIN_CALIBRATION_LENGTH} to {length} tokens, "
+                f"training.sequence_length; got {wanted}."
+            )
+        problems += [
+            f"quantization.group_size.{bits}: must be one of {', '.join(map(str, GROUP_SIZES))}; got {group}."
+            for bits, group in section.group_size.items()
+            if group not in GROUP_SIZES
+        ]
+        for label, row in study.sizes.items():
+            for name, width in (("hidden_size", row.hidden_size), ("intermediate_size", row.intermediate_size)):
+                problems += [
+                    f"quantization.group_size.{bits}: must divide `{name}` of size {label}; got {group} and {width}. "
+                    "Choose a divisor or -1."
+                    for bits, group in section.group_size.items()
+                    if group == 0 or (group > 0 and width % group)
+                ]
+                blocks = [str(bits) for bits in section.bits if bits in BLOCK_BITS]
+                if blocks and width % BLOCK:
+                    problems.append(
+                        f"sizes.{label}.{name}: must be a multiple of {BLOCK} to be packed at {' and '.join(blocks)} bits "
+                        f"(quantization.bits); got {width}. Choose {-(-width // BLOCK) * BLOCK}, or leave these bits out."
+                    )
+    built = study.evaluation.built_tasks.tasks if study.evaluation and study.evaluation.built_tasks else []
+    if "minimal_pairs" in built and length < SNIPPET_BYTES[1]:
+        problems.append(
+            f"training.sequence_length: must be at least {SNIPPET_BYTES[1]} for task `minimal_pairs`, whose longest text "
+            f"has as many bytes; got {length}. Lengthen it, or leave the task out of evaluation.built_tasks.tasks."
+        )
+    return problems
 
 
 def _rates_of(rates: PeakRates, family: str, size: str) -> list[float]:

@@ -4,13 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from openspectra.config import Config, Fraction, PositiveInt, Rate, Seed
+from openspectra.config import Config, Fraction, PositiveInt, Rate, Seed, Text
 from openspectra.data.config import CorpusConfig, TokenFilesConfig, TokenizerConfig
 from openspectra.evaluation.config import BUILT_TASKS, EvaluateConfig, TasksConfig
 from openspectra.model.config import Initialization
 from openspectra.quantization.config import Bits, Damping
 from openspectra.training.config import FamilyName, Precision
 
+STUDY_NAME = r"^[a-z0-9][a-z0-9_-]{0,99}$"
 SizeLabel = Annotated[str, Field(pattern=r"^[0-9A-Za-z]+(\.[0-9]+)?[A-Za-z]?$", max_length=16)]
 
 
@@ -28,7 +29,7 @@ class SizeConfig(Config):
 class RatesTable(Config):
     """Peak rates read from the result table of a sweep: per family and size the one with the lowest validation loss."""
 
-    table: Annotated[str, Field(min_length=1)]
+    table: Text
     """CSV with columns family, size, peak_lr and valid_loss, relative to the project's folder."""
 
 
@@ -128,16 +129,18 @@ class EvaluationConfig(Config):
     """Benchmarks built from the test split, and the suites of tasks that are run on every model."""
 
     built_tasks: TasksConfig | None = None
-    suites: Annotated[dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], EvaluateConfig], Field(min_length=1)]
+    suites: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=100)], EvaluateConfig], Field(min_length=1)
+    ]
 
 
 class StudyFile(Config):
     """Everything that is computed. Threads, memory and folders are not here: they never change a number."""
 
-    title: str
+    title: Text
     seed: Seed
     """Seeds the initial draw and the order of text (equal for all families), calibration, tasks and resampling."""
-    base: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")] | None = None
+    base: Annotated[str, Field(pattern=STUDY_NAME)] | None = None
     """Study whose top-level keys hold where this file does not give them."""
     corpus: CorpusConfig | None = None
     """Text; or give `token_files`."""

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ DISK_ERRORS = {
     errno.EOPNOTSUPP: "mount it with support for locks",
 }
 """What a disk may refuse, and the way out."""
+WAITS = "OPENSPECTRA_WAIT_FOR_WRITER"
+"""Set by the workflow for its jobs: a job that outlived a killed workflow is waited for, by hand it is an error."""
 
 
 @contextmanager
@@ -34,7 +37,7 @@ def only_writer(out: Path) -> Iterator[None]:
     The lock ends with the process that holds it; `owner.json` says whose it is. Raises `OpenSpectraError` naming the
     owner where another process writes here: one that outlived the workflow that started it, or a second workflow.
     """
-    with _disk_errors(out):
+    with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         lock, owner = FileLock(out / "lock", timeout=0, is_singleton=True), out / "owner.json"
         try:
@@ -44,7 +47,10 @@ def only_writer(out: Path) -> Iterator[None]:
                 who = owner.read_text()
             except FileNotFoundError:  # it begins or ends just now
                 who = "another process"
-            raise OpenSpectraError(f"{out}: {who} is writing here; wait for it or stop it.") from None
+            if WAITS not in os.environ:
+                raise OpenSpectraError(f"{out}: {who} is writing here; wait for it or stop it.") from None
+            logger.warning("%s: %s is writing here, left by a workflow before; waiting until it ends", out, who)
+            lock.acquire(timeout=-1, poll_interval=0.5)
         try:
             if lock.lock_counter == 1:
                 if owner.exists():
@@ -74,16 +80,25 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
-    """Turn what a disk refuses into an error of one line."""
+def disk_errors(out: Path) -> Iterator[None]:
+    """Turn what a disk refuses, below `out` or in a file of its own, into an error of one line."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in DISK_ERRORS or (error.errno in (errno.EACCES, errno.EROFS) and not error.filename):
+    except OpenSpectraError:
+        raise
+    except Exception as error:
+        number, name = _error_number(error), getattr(error, "filename", None)
+        if number not in DISK_ERRORS or (number in (errno.EACCES, errno.EROFS) and not name):
             raise
         raise OpenSpectraError(
-            f"{error.filename or out}: {os.strerror(error.errno)}; {DISK_ERRORS[error.errno]} and run the same command again."
+            f"{name or out}: {os.strerror(number)}; {DISK_ERRORS[number]} and run the same command again."
         ) from error
+
+
+def _error_number(error: Exception) -> int | None:
+    """Return the system's number of an error; libraries in Rust (safetensors, tokenizers) leave it in the text alone."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return getattr(error, "errno", None) or (int(found[1]) if found else None)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -110,13 +110,16 @@ def test_unknown_field_of_a_benchmark_is_named(tmp_path, data_folder):
         check(tmp_path, fields=["query"])
 
 
-@pytest.mark.parametrize("name", ["bench.jsonl", "bench.jsonl.gz", "bench.jsonl.zst", "bench.csv"])
+@pytest.mark.parametrize(
+    "name",
+    ["bench.jsonl", "bench.jsonl.gz", "bench.jsonl.zst", "bench.json", "bench.json.gz", "bench.csv", "bench.tsv"],
+)
 def test_benchmark_files_of_every_kind_are_read_and_recorded(tmp_path, data_folder, name):
     items = [sentence(random.Random(number), 20) for number in range(3)]
     lines = "".join(json.dumps({"question": item}) + "\n" for item in items) + "\n"
-    content = b"\xef\xbb\xbf" + (lines if "jsonl" in name else "question\n" + "\n".join(items) + "\n").encode()
+    content = b"\xef\xbb\xbf" + (lines if "json" in name else "question\n" + "\n".join(items) + "\n").encode()
     packed = {".gz": gzip.compress, ".zst": lambda data: pyarrow.compress(data, codec="zstd", asbytes=True)}
-    content = packed[name[-4:].lstrip("l")](content) if name.endswith((".gz", ".zst")) else content
+    content = packed["." + name.rpartition(".")[2]](content) if name.endswith((".gz", ".zst")) else content
     (data_folder / "sub").mkdir()
     (data_folder / "sub" / name).write_bytes(content)
     documents = [*items, *(sentence(random.Random(100 + number), 30) for number in range(40))]
@@ -158,6 +161,19 @@ def test_damaged_benchmark_file_is_one_line_with_its_name(tmp_path, data_folder,
     with pytest.raises(OpenSpectraError, match=rf"{name}: .*mend it\.$") as caught:
         check_contamination(study.configs["contamination"], study.corpus(), folder=tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_benchmark_files_without_fields_and_folders_are_refused(tmp_path, data_folder):
+    (data_folder / "sub/more").mkdir(parents=True)
+    (data_folder / "sub/more/bench.txt").write_text("x")
+    (data_folder / "a.jsonl").write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(50)))
+    for pattern, message in (
+        ("sub/more/*", r"bench\.txt: no ending of a table; give \.txt"),
+        ("sub/*", r"write 'sub/more/\*\*'"),
+    ):
+        study = DataStudy(study_of(corpus=corpus_of(benchmarks={"bench": {"files": [pattern]}})), tmp_path / "made")
+        with pytest.raises(ConfigError, match=rf"^corpus\.benchmarks\.bench\.files: .*{message}"):
+            check_contamination(study.configs["contamination"], study.corpus(), folder=tmp_path)
 
 
 @pytest.mark.slow

@@ -3,10 +3,17 @@
 Inputs are kept away from rounding ties, so that both sides agree on every state.
 """
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+import openspectra
 from openspectra.model.families import FAMILY_NAMES, load_family
 from openspectra.model.llama import LinearGroup
 from openspectra.model.shards import column_parallel, row_parallel
@@ -137,3 +144,56 @@ def test_eight_bit_activations_have_at_most_256_values_a_token():
 def test_unequal_shards_are_refused_with_both_numbers():
     with pytest.raises(ValueError, match="cut `out_features` into equal shards; got 12 for 5 parts"):
         column_parallel(12, 24, 5)
+
+
+ADDED = '''
+"""One bit for all: the states of BiLM, another name and look."""
+
+from openspectra.model.families.bilm import BiLM
+from openspectra.model.families.family import Look
+
+
+class Mono(BiLM):
+    """As BiLM."""
+
+    label = "MonoLM"
+    legend_order = 0
+    look = Look("#123456", "#abcdef", marker="h")
+
+
+FAMILY = Mono
+'''
+
+USES = """
+from matplotlib.figure import Figure
+from openspectra.identity import kind_label, kind_rank
+from openspectra.model.config import LlamaShape
+from openspectra.model.llama import Llama
+from openspectra.reporting.drawing import colour_of, looks, marker_of, to_drawing
+from openspectra.training.config import FamilyName
+
+assert "mono" in FamilyName.__args__
+assert kind_label("mono") == "MonoLM" and marker_of("mono") == "h" and list(looks())[0] == "mono"
+assert sorted(["trilm", "quantlm-4bit", "mono", "floatlm"], key=kind_rank) == ["mono", "floatlm", "trilm", "quantlm-4bit"]
+figure = Figure()
+figure.add_subplot().plot([0, 1], color=colour_of("mono"))
+assert "var(--mono, #123456)" in to_drawing(figure, "x", "").svg
+shape = LlamaShape(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+assert len(Llama(shape, "mono").export_state_dict()) == 12
+"""
+
+
+def test_a_family_is_added_with_one_file(tmp_path):
+    package = Path(openspectra.__file__).parent
+    shutil.copytree(package, tmp_path / "openspectra", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "openspectra" / "model" / "families" / "mono.py").write_text(ADDED)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", USES], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_family_has_a_place_and_a_look_of_its_own():
+    families = [load_family(name) for name in FAMILY_NAMES]
+    for part in ("colour", "dark_colour", "marker"):
+        assert len({getattr(family.look, part) for family in families}) == len(families)
+    assert len({family.legend_order for family in families}) == len(families)

@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 
 import openspectra.model.spectra_llama  # noqa: F401  registers BitNet's folder with the Auto classes
 from openspectra.artifacts import write_json
+from openspectra.model.attention import FORMS
 from openspectra.model.config import LlamaShape
 from openspectra.model.families import FAMILY_NAMES, load_family
 from openspectra.model.hugging_face import WEIGHTS, exported_weights, hugging_face_config
@@ -60,6 +61,25 @@ def test_logits_equal_those_of_the_saved_folder(family, dtype, factor, tolerance
     torch.testing.assert_close(logits, reference, rtol=0, atol=tolerance)
     if dtype == "float32":
         assert torch.equal(logits.argmax(-1), reference.argmax(-1))
+
+
+@pytest.mark.parametrize("attention", FORMS)
+def test_both_forms_of_attention_equal_transformers(attention, tmp_path):
+    ours = initialized("floatlm")
+    theirs = saved_and_loaded(ours, "floatlm", tmp_path, "float32")
+    ids = torch.randint(0, 128, (2, 64), generator=torch.Generator().manual_seed(0))
+    model = Llama(SHAPE, "floatlm", attention)
+    model.load_latent_weights(ours.state_dict())
+    with torch.no_grad():
+        reference = theirs(ids).logits
+        torch.testing.assert_close(model(ids), reference, rtol=0, atol=1e-5)
+        for dtype in (torch.bfloat16, torch.float16):
+            with torch.autocast("cpu", dtype=dtype):
+                half = model(ids).float()
+            # their half precision is the yardstick: every weight and activation of theirs is rounded to it
+            error = (theirs.to(dtype)(ids).logits.float() - reference).abs().max()
+            assert (half - reference).abs().max() < 2 * error
+            theirs.float().load_state_dict(ours.state_dict())
 
 
 def test_only_bitnet_needs_this_package():

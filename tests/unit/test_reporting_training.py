@@ -8,6 +8,7 @@ import pytest
 from reporting_study import FakeStudy
 
 from openspectra.data.config import TokensConfig
+from openspectra.errors import DamagedArtifactError
 from openspectra.reporting import sections, training_figures
 from openspectra.reporting.config import ReportConfig
 from openspectra.reporting.load import Results, load_results
@@ -67,6 +68,17 @@ def report_of(study: FakeStudy, folder: Path) -> Path:
 
 def results_of(study: FakeStudy) -> Results:
     return load_results(list(study.artifacts.values()))
+
+
+def test_losses_that_are_no_array_of_numbers_are_one_line(study, tmp_path):
+    records = validations({1024: [9, 9], 2048: [3, 5]})
+    records["valid_losses.npy"] = records["valid_losses.npy"].astype(object)
+    study.add_pretrained("floatlm/0.4M", records=records)
+    study.add_pretrained("trilm/0.4M", records=validations({1024: [9, 9], 2048: [4, 6]}))
+    with pytest.raises(
+        DamagedArtifactError, match="valid_losses.npy: not an array of losses .* train floatlm/0.4M anew"
+    ):
+        report_of(study, tmp_path / "report")
 
 
 def test_gaps_over_training_are_paired_at_equal_tokens_seen(study, tmp_path):

@@ -17,7 +17,7 @@ from data_study import DataStudy, corpus_of, study_of, texts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from openspectra.data import local_files as local_files_module
+from openspectra.data import formats
 from openspectra.data.config import Problem, ReadConfig
 from openspectra.data.local_files import list_files, matching_files, record_input
 from openspectra.data.read import clean
@@ -164,7 +164,7 @@ def test_hostile_files_are_read_to_the_end_and_counted(tmp_path, data_folder):
     with (tmp_path / "made/sources/parts/files/0/skipped.csv").open() as file:
         listed = list(csv.DictReader(file))
     assert Counter(row["problem"] for row in listed) == problems
-    assert {"place": "long_line.jsonl:1", "problem": "too_long"} in listed
+    assert {"place": "long_line.jsonl:1", "problem": "too_long", "cause": ""} in listed
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_hidden_files_are_no_text_and_line_ends_of_a_separator_are_those_of_the_
 
 @pytest.mark.parametrize("chunk_bytes", [1, 2, 3, 7, 2**20])
 def test_text_file_is_divided_at_its_separator(data_folder, monkeypatch, chunk_bytes):
-    monkeypatch.setattr(local_files_module, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(formats, "CHUNK_BYTES", chunk_bytes)
     (data_folder / "a.txt").write_bytes(
         b"\xef\xbb\xbfone\r\n<|end|>\r\r\ntwo<|end|><|end|>caf\xe9<|end|>" + b"x" * 50 + b"<|end|>last\r"
     )
@@ -252,7 +252,7 @@ def test_text_file_is_divided_at_its_separator(data_folder, monkeypatch, chunk_b
 def test_divided_text_is_the_text(data_folder, monkeypatch, texts, chunk_bytes):
     content = "\n\n".join(texts)
     (data_folder / "a.txt").write_bytes(content.encode())
-    monkeypatch.setattr(local_files_module, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(formats, "CHUNK_BYTES", chunk_bytes)
     found = [row.content.decode() for row in rows(config_of(files=["a.txt"], separator="\n\n"))]
     expected = content.replace("\r\n", "\n").split("\n\n")
     assert found == expected[: len(expected) - (not expected[-1].strip())]
@@ -281,7 +281,7 @@ def test_jobs_share_the_files_and_read_each_once(data_folder):
     ("files", "message"),
     [
         (["b.jsonl"], "corpus.sources.files.files: no file matches 'b.jsonl'"),
-        (["a.csv"], "a.csv: unknown ending; give .txt or .jsonl"),
+        (["a.pdf"], "a.pdf: unknown ending; give .txt, .jsonl, .json, .csv"),
         ({"train": ["a.txt"], "test": ["*.txt"]}, "a.txt is in two splits; keep one of them"),
         ({"train": ["a.txt"], "test": ["link.txt"]}, "link.txt is in two splits; keep one of them"),
         (["**.jsonl"], "no file matches '**.jsonl'"),
@@ -290,7 +290,7 @@ def test_jobs_share_the_files_and_read_each_once(data_folder):
     ],
 )
 def test_wrong_files_are_refused(data_folder, files, message):
-    (data_folder / "a.csv").write_text("x")
+    (data_folder / "a.pdf").write_text("x")
     (data_folder / "a.txt").write_text("x")
     (data_folder / "link.txt").symlink_to("a.txt")
     (data_folder / "\udcff.md").write_text("x")

@@ -288,6 +288,20 @@ def test_calibration_sets_are_disjoint_and_their_documents_listed(made, tmp_path
         draw_calibration(quantize_config(num_calibration_samples=10_000), tokens, tmp_path / "c.csv")
 
 
+def test_split_too_small_for_a_sequence_names_length_and_keys(made):
+    tokens = tokens_of(made, "valid")
+    size = len(tokens)
+    with pytest.raises(OpenSpectraError) as caught:
+        tokens.num_sequences(size)
+    assert str(caught.value) == (
+        f"tokens: split `valid` has {size:,} tokens, and one sequence needs {size + 1:,}: {size:,} (training.sequence_length) "
+        "and the one that follows; give more text under corpus, raise corpus.valid_fraction, or lower training.sequence_length."
+    )
+    assert tokens.num_sequences(size - 1) == 1
+    with pytest.raises(OpenSpectraError, match=r"lower quantization\.calibration_sequence_length\.$"):
+        tokens.num_sequences(size, "quantization.calibration_sequence_length")
+
+
 def test_calibration_sets_have_model_ids(monkeypatch):
     monkeypatch.chdir(ROOT)
     section = study_of().quantization.model_dump() | {"num_calibration_sets": 3, "bits": [4, 3]}

@@ -12,7 +12,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader
 
 from openspectra.data.tokens import Span
-from openspectra.errors import DamagedArtifactError, OpenSpectraError
+from openspectra.errors import DamagedArtifactError, Interrupted, OpenSpectraError
 from openspectra.model.config import LlamaShape
 from openspectra.model.families import load_family
 from openspectra.model.llama import Llama
@@ -22,7 +22,7 @@ from openspectra.training.config import PretrainConfig
 from openspectra.training.instruments import BIN_COLUMNS, Instruments
 from openspectra.training.interruption import Interruption
 from openspectra.training.module import Checkpointing, Pretraining
-from openspectra.training.pretrain import build_trainer
+from openspectra.training.pretrain import _train, build_trainer
 from openspectra.training.spikes import WINDOW, Spikes
 from openspectra.training.validation import ValidationSample
 from openspectra.training.world import World
@@ -143,6 +143,55 @@ def test_interrupted_run_records_the_same_as_an_undisturbed_one(tmp_path):
     assert torch.equal(torch.stack(second.valid_losses), torch.stack(straight.valid_losses))
     for name, parameter in straight.llama.named_parameters():
         assert torch.equal(parameter, dict(second.llama.named_parameters())[name]), name
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"), [(0, "stopped before its first step"), (3, "stopped at step 3, state saved")]
+)
+def test_a_stopped_run_says_what_is_saved(tmp_path, monkeypatch, steps, said):
+    monkeypatch.setattr("openspectra.training.pretrain.Tokens", lambda artifact: RandomTokens(0))
+    interruption = Interruption()
+    checkpoints = CheckpointFolder(tmp_path, config(), {})
+    checkpoints.prepare()
+
+    class StopAt(L.Callback):
+        def on_train_batch_start(self, trainer, module, *_):
+            interruption.requested = module.step == steps - 1
+
+    interruption.requested = steps == 0
+    parents = {"tokens_train": None, "tokens_valid": None}
+    with pytest.raises(Interrupted, match=f"trilm/x: {said}; the same command continues"):
+        _train(config(), parents, checkpoints, StopAt(), World(), interruption)
+    assert len(list(checkpoints.folder.glob("step-*.pt"))) == bool(steps)
+
+
+def test_run_that_goes_on_keeps_the_form_of_attention_it_began_with(tmp_path, monkeypatch):
+    settings = config(precision="bf16-mixed")
+    straight = train(settings, tmp_path / "straight")
+    assert straight.attention == "products"
+    interruption = Interruption()
+    stop = At(6, lambda module: setattr(interruption, "requested", True))
+    train(settings, tmp_path / "stopped", stop, interruption=interruption)
+    # from here on as on a machine with a GPU, where a run that begins takes the other form
+    monkeypatch.setattr("openspectra.training.module.device_kind", lambda: "cuda")
+    resumed = train(settings, tmp_path / "stopped")
+    assert resumed.attention == "products"
+    assert resumed.tables == straight.tables
+    assert train(settings, tmp_path / "other").attention == "fused"
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "length", "form"),
+    [
+        ("cpu", "32-true", 16, "fused"),
+        ("cpu", "bf16-mixed", 256, "products"),
+        ("cpu", "bf16-mixed", 257, "fused"),
+        ("cpu", "16-mixed", 256, "products"),
+        ("cuda", "bf16-mixed", 256, "fused"),
+    ],
+)
+def test_form_of_attention_follows_device_precision_and_length(device, precision, length, form):
+    assert config(precision=precision, sequence_length=length).attention_form(device) == form
 
 
 def test_kept_weights_are_log_spaced_then_regular(tmp_path):
@@ -272,11 +321,12 @@ def test_full_disk_names_the_bytes_and_keeps_the_state_before(tmp_path, monkeypa
 
 @pytest.mark.parametrize("before", [0, 1, KEPT, KEPT + 1])  # none yet; one; as many as are kept; one too many
 def test_killed_at_any_file_operation_a_save_leaves_the_state_before_or_the_new_one(tmp_path, before):
+    trained = train(config(max_steps=1), tmp_path / "run").checkpoints.load_newest()
     checkpoints = CheckpointFolder(tmp_path, config(), {})
 
     def save(step: int) -> None:
         checkpoints.prepare()
-        checkpoints.save(step, {"step": step, "weight": torch.full((8,), float(step))})
+        checkpoints.save(step, trained | {"step": step})
 
     def set_up() -> None:
         checkpoints.remove()
@@ -289,6 +339,9 @@ def test_killed_at_any_file_operation_a_save_leaves_the_state_before_or_the_new_
         found.append(state["step"] if state else 0)
         checkpoints.prepare()
         assert not list(checkpoints.folder.glob(".*"))
+        states, recorded = (sorted(checkpoints.folder.glob(f"step-*{suffix}")) for suffix in (".pt", ".sha256"))
+        assert len(states) <= KEPT  # the one that was to be removed when the kill came is gone too
+        assert [path.stem for path in states] == [path.stem for path in recorded]
     assert found == sorted(found) and set(found) == {before, 9}
     assert checkpoints.load_newest()["step"] == 9
 

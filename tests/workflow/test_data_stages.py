@@ -197,6 +197,42 @@ def test_full_disk_ends_in_one_line_and_leaves_nothing(tmp_path):
             assert "manifest.json" in finished.stdout
 
 
+def test_full_disk_under_the_log_ends_in_one_line(tmp_path):
+    if not in_namespace("mount"):
+        pytest.skip("needs `unshare` and the right to mount")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/a.jsonl").write_text(json.dumps({"text": "a text"}) + "\n")
+    source = {"adapter": "files", "files": ["a.jsonl"]}
+    config = {"name": "web", "source": source, "min_characters": 1, "max_document_bytes": 10_000, "num_parts": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "full").mkdir()
+    fill = "mount -t tmpfs -o size=4k tmpfs full && head -c 4096 /dev/zero > full/file"
+    command = "openspectra read --config config.json --out web --log full/log"
+    finished = run(*in_namespace("mount"), "sh", "-c", f"{fill} && {command}", cwd=tmp_path)
+    assert finished.returncode == 1
+    assert finished.stdout.splitlines()[-1] == (
+        "openspectra: full/log: No space left on device; make room and run the same command again."
+    )
+    assert "Traceback" not in finished.stdout
+
+
+def test_full_disk_under_the_table_of_runs_leaves_no_half_of_it(tiny, tmp_path):
+    if not in_namespace("mount"):
+        pytest.skip("needs `unshare` and the right to mount")
+    (tmp_path / "full").mkdir()
+    fill = "mount -t tmpfs -o size=4k tmpfs full && head -c 4096 /dev/zero > full/file"
+    command = (
+        f"openspectra track --experiment x --uri sqlite:///{tmp_path}/mlflow.db --out full/tracking.json "
+        f"{tiny}/results/tiny/tokenizer"
+    )
+    finished = run(
+        *in_namespace("mount"), "sh", "-c", f"{fill} && {command}; code=$?; ls -A full; exit $code", cwd=tmp_path
+    )
+    assert finished.returncode == 1
+    line = "openspectra: full/tracking.json: No space left on device; make room and run the same command again."
+    assert finished.stdout.splitlines()[-2:] == [line, "file"]
+
+
 @pytest.mark.parametrize(("study", "is_fetched"), [("ladder", False), ("ladder-hub", True), ("tiny", False)])
 def test_items_to_look_for_are_fetched_where_no_file_gives_them(tmp_path, study, is_fetched):
     project = copy_project(tmp_path / "project")

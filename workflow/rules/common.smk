@@ -24,17 +24,36 @@ RESULTS = f"results/{NAME}"
 REPORTS = f"reports/{NAME}"
 LOGS = f"logs/{NAME}"
 CONFIGS = resolved_configs(STUDY, NAME)
-SOURCE_JOBS = [f"{RESULTS}/sources/parts/{name}/{job}/manifest.json" for name, job in STUDY.source_jobs]
-CORPUS_PARTS = [f"{RESULTS}/corpus/parts/{part}/manifest.json" for part in range(STUDY.num_parts)]
-CORPUS = [f"{RESULTS}/corpus/manifest.json"] if STUDY.corpus else []  # none where the text is tokens already
-TOKEN_PARTS = [f"{RESULTS}/tokens/parts/{part}/manifest.json" for part in range(STUDY.num_parts)]
-CONTAMINATION = [f"{RESULTS}/contamination/manifest.json"] if STUDY.checks_contamination else []
+
+
+def manifests(*stages: str) -> list[str]:
+    """Return the manifests of all artifacts of the study that these stages make."""
+    return [f"{RESULTS}/{place}/manifest.json" for place, stage in STUDY.artifacts.items() if stage in stages]
+
+
+SOURCE_JOBS = manifests("source")
+CORPUS_PARTS = manifests("part")
+CORPUS = manifests("corpus")  # none where the text is tokens already
+TOKEN_PARTS = manifests("token_part")
+TOKENS = manifests("tokens")
+CONTAMINATION = manifests("contamination")
 SUITES = STUDY.evaluation.suites if STUDY.evaluation else {}
-EVALUATIONS = expand(f"{RESULTS}/evaluation/{{model}}/{{suite}}/manifest.json", model=STUDY.models, suite=SUITES)
-BENCHMARKS = [f"{RESULTS}/benchmarks/manifest.json"] if STUDY.lm_eval_tasks else []
+BENCHMARKS = manifests("benchmarks")
 # those that the text is searched for are fetched where the study does not give them all as files
 SEARCHED = BENCHMARKS if STUDY.corpus and not set(STUDY.lm_eval_tasks) <= set(STUDY.corpus.benchmarks) else []
-BUILT_TASKS = [f"{RESULTS}/tasks/manifest.json"] if STUDY.evaluation and STUDY.evaluation.built_tasks else []
+BUILT_TASKS = manifests("tasks")
+QUANTIZED_FROM = sorted({f"{RESULTS}/{ModelId.parse(model).float_parent}/manifest.json" for model in STUDY.quantized})
+
+# Every artifact is a target, by itself: of a missing one whose consumers exist, Snakemake would plan nothing.
+UP_TO = {
+    "corpus": manifests("source", "sources", "part", "corpus", "tasks", "contamination"),
+    "tokens": manifests("source", "sources", "part", "corpus", "tokenizer", "token_part", "tokens"),
+}
+UP_TO["pretrain"] = UP_TO["tokens"] + manifests("pretrain")
+UP_TO["quantize"] = UP_TO["tokens"] + QUANTIZED_FROM + manifests("quantize")
+UP_TO["evaluate"] = UP_TO["pretrain"] + manifests("quantize", "tasks", "benchmarks", "evaluate")
+UP_TO["report"] = [*manifests(*STAGE_VERSIONS), f"{REPORTS}/manifest.json"]
+UP_TO["all"] = [*UP_TO["report"], f"{RESULTS}/tracking.json"]
 
 
 def with_steps(model_id: str) -> str:

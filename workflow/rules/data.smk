@@ -1,5 +1,7 @@
 rule write_config:
     """Write the resolved config of one artifact: only the keys its stage reads, so that only they make it rerun."""
+    input:
+        lambda wildcards: recover(),
     output:
         f"{RESULTS}/configs/{{path}}.json",
     log:

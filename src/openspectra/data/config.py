@@ -6,13 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from openspectra.config import Config, Fraction, PositiveInt, Rate
+from openspectra.config import Config, Fraction, PositiveInt, Rate, Text
 
 Split = Literal["train", "valid", "test"]
 
 Problem = Literal[
     "damaged_file",
     "invalid_json",
+    "invalid_csv",
     "missing_field",
     "null",
     "wrong_type",
@@ -31,14 +32,14 @@ def _confined(pattern: str) -> str:
     return pattern
 
 
-DataPath = Annotated[str, Field(min_length=1, max_length=300), AfterValidator(_confined)]
+DataPath = Annotated[Text, Field(max_length=300), AfterValidator(_confined)]
 """A path, or a pattern with `*`, below the data folder: `data`, or what OPENSPECTRA_DATA names."""
 
 
 class SourceConfig(Config):
     """What all sources of documents share."""
 
-    license: str | None = None
+    license: Text | None = None
     """Licence of the texts, for the data card."""
     weight: Annotated[float, Field(gt=0, le=1e6)] | None = None
     """Share of this source in the mixture, by bytes as read, duplicates included; without weights every source is whole."""
@@ -55,7 +56,8 @@ class StdlibSource(SourceConfig):
 
 
 class FilesSource(SourceConfig):
-    """Local files: .txt (a document each), .jsonl (a document per line) or .parquet; text and JSON also as .gz or .zst."""
+    """Local files: .txt (a document each), .jsonl, .json, .csv, .tsv, .parquet or .arrow (a document per row), and folders of
+    `datasets.save_to_disk`; text, JSON and CSV also packed as .gz, .zst, .bz2 or .xz."""
 
     adapter: Literal["files"]
     files: (
@@ -63,10 +65,11 @@ class FilesSource(SourceConfig):
         | Annotated[dict[Split, Annotated[list[DataPath], Field(min_length=1)]], Field(min_length=1)]
     )
     """Paths or patterns; given by split, the documents keep that split, else it follows from their hash."""
-    text_field: str = "text"
+    text_field: Text = "text"
+    """Field or column that holds the text; `data.text` for one inside another, where no field has that very name."""
     separator: Annotated[str, Field(min_length=1, max_length=100)] | None = None
     """What stands between the documents of a .txt file (an empty line: two line ends); without it a file is one document."""
-    where: dict[str, str | int] = {}
+    where: dict[Text, str | int] = {}
     """Fields (`meta.set` for one inside another) and the value each must have: other rows are not of this source."""
 
 
@@ -74,15 +77,15 @@ class HubSource(SourceConfig):
     """A data set of the Hugging Face hub, streamed through `datasets`: the only source that needs the network."""
 
     adapter: Literal["hub"]
-    path: Annotated[str, Field(min_length=1)]
-    name: str | None = None
+    path: Text
+    name: Text | None = None
     """Configuration of the data set, where it has several."""
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
     """Commit of the hub repository, so that two runs read the same text."""
-    split: str | Annotated[dict[Split, str], Field(min_length=1)] = "train"
+    split: Text | Annotated[dict[Split, Text], Field(min_length=1)] = "train"
     """The hub's split; given by split of ours, the documents keep it, else it follows from their hash."""
-    text_field: str = "text"
-    where: dict[str, str | int] = {}
+    text_field: Text = "text"
+    where: dict[Text, str | int] = {}
     """As for files."""
 
 
@@ -93,7 +96,7 @@ class BenchmarkFiles(Config):
     """Items of a benchmark, as files, for the check of contamination."""
 
     files: Annotated[list[DataPath], Field(min_length=1)]
-    fields: list[str] | None = None
+    fields: list[Text] | None = None
     """Fields joined to an item's text; without it every field that holds text."""
 
 
@@ -194,7 +197,7 @@ class TokenFilesConfig(Config):
     """Share of each file, before its test documents and by whole documents, on which choices are made."""
     test_fraction: Annotated[float, Field(gt=0, lt=0.5)]
     """Share of each file, from its end and by whole documents, from which every reported number comes."""
-    license: str | None = None
+    license: Text | None = None
     """Licence of the texts, for the data card."""
 
     @property

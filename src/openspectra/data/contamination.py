@@ -4,9 +4,6 @@ Words are runs of letters and digits, those of ASCII in lower case; white space 
 hashes, and every hit is listed with its words, so that it can be read.
 """
 
-import csv
-import io
-import json
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -21,20 +18,23 @@ import numpy as np
 from openspectra.artifacts import Artifact, write_csv
 from openspectra.data.config import ContaminationConfig
 from openspectra.data.documents import iterate
+from openspectra.data.formats import ENDINGS, format_of, has_fields, read_rows
 from openspectra.data.local_files import (
     INPUT_COLUMNS,
     LocalFile,
     as_listed,
     matching_files,
-    open_file,
     record_input,
 )
 from openspectra.data.order import mix
-from openspectra.data.rows import NOT_READABLE
+from openspectra.data.read import WHAT
+from openspectra.data.rows import Row, field_of
 from openspectra.errors import ConfigError, OpenSpectraError
+from openspectra.printable import escaped
 
 HIT_COLUMNS = ("benchmark", "item", "document_id", "source", "num_ngrams", "first_ngram")
 FILTER_BITS = 24
+MAX_ITEM_BYTES = 100_000_000
 ORDER = np.uint64(0x9E3779B97F4A7C15)
 """An odd number: what is multiplied by it stands before what is added."""
 
@@ -171,7 +171,7 @@ def _search(path: Path, ngrams: Ngrams, num_words: int) -> list[tuple]:
                 places.setdefault(item, []).append(ngram)
         for item, found in places.items():
             words = " ".join(text[starts[found[0]] : ends[found[0]]].decode(errors="replace").split())
-            hits.append((*ngrams.names[item], document.id, document.source, len(found), words))
+            hits.append((*ngrams.names[item], document.id, document.source, len(found), escaped(words)))
     return hits
 
 
@@ -180,7 +180,12 @@ def _file_items(config: ContaminationConfig, inputs: list[dict[str, Any]]) -> It
     for name, benchmark in config.benchmarks.items():
         files: dict[Path, LocalFile] = {}
         for pattern in benchmark.files:
-            paths = matching_files(pattern)
+            try:
+                paths = matching_files(pattern)
+            except ConfigError as error:
+                raise ConfigError(
+                    [f"corpus.benchmarks.{name}.files: {problem}" for problem in error.problems]
+                ) from None
             if not paths:
                 raise ConfigError(
                     [f"corpus.benchmarks.{name}.files: no file matches {pattern!r}; put it into the data folder."]
@@ -188,16 +193,22 @@ def _file_items(config: ContaminationConfig, inputs: list[dict[str, Any]]) -> It
             files |= {path.resolve(): as_listed(path) for path in paths}
         before = len(inputs)
         for file in sorted(files.values()):
-            rows = _rows(file.path)
-            for number, row in enumerate(rows, 1):
-                unknown = set(benchmark.fields or ()) - set(row)
-                if unknown:
+            if format_of(file.path) is None or not has_fields(file.path):
+                raise ConfigError(
+                    [
+                        f"corpus.benchmarks.{name}.files: {file.path}: no ending of a table; give {ENDINGS}, but not .txt."
+                    ]
+                )
+            count = 0
+            for place, item, *_ in _rows(file.path, file.name):
+                if unknown := [field for field in benchmark.fields or () if not field_of(item, field)[0]]:
                     raise ConfigError(
-                        [f"corpus.benchmarks.{name}.fields: {file.path} has {sorted(row)}; got {sorted(unknown)}."]
+                        [f"corpus.benchmarks.{name}.fields: {file.path} has {sorted(item)}; got {sorted(unknown)}."]
                     )
-                row = {key: row[key] for key in benchmark.fields} if benchmark.fields else row
-                yield name, f"{file.name}:{number}", list(_strings(row))
-            inputs.append(record_input(file) | {"items": len(rows)})
+                fields = [field_of(item, field)[1] for field in benchmark.fields] if benchmark.fields else item
+                yield name, place, list(_strings(fields))
+                count += 1
+            inputs.append(record_input(file) | {"items": count})
         if not sum(entry["items"] for entry in inputs[before:]):
             raise ConfigError([f"corpus.benchmarks.{name}.files: no item in {benchmark.files}; correct them."])
 
@@ -206,30 +217,18 @@ def _items_of(benchmarks: Artifact) -> Iterator[tuple[str, str, list[str]]]:
     for record in benchmarks.manifest.files:
         if record.path.endswith(".jsonl"):
             name = Path(record.path).stem
-            for row in _rows(benchmarks.file(record.path)):
-                yield name, row["item_id"], list(_strings(row))
+            for _, item, *_ in _rows(benchmarks.file(record.path), record.path):
+                yield name, item["item_id"], list(_strings(item))
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a benchmark file. Raises `OpenSpectraError` of one line for a file that cannot be read."""
-    try:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet
-
-            return pyarrow.parquet.read_table(path).to_pylist()
-        with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as file:
-            if ".csv" in path.suffixes:
-                csv.field_size_limit(2**31 - 1)
-                rows = list(csv.DictReader(file, restkey=""))
-            else:
-                rows = [json.loads(line) for line in file if line.strip()]
-    except (*NOT_READABLE, csv.Error, RecursionError) as error:
-        raise OpenSpectraError(
-            f"{path}: not readable as .jsonl, .csv or .parquet in UTF-8 ({error}); mend it."
-        ) from None
-    if strangers := [number for number, row in enumerate(rows, 1) if not isinstance(row, dict)]:
-        raise OpenSpectraError(f"{path}: item {strangers[0]} is no object of JSON; mend it.")
-    return rows
+def _rows(path: Path, name: str) -> Iterator[Row]:
+    """Yield the rows of a benchmark file, empty lines left out. Raises `OpenSpectraError` of one line for a dirty one."""
+    for row in read_rows(path, name, MAX_ITEM_BYTES):
+        if row.content == "":
+            continue
+        if row.problem:
+            raise OpenSpectraError(f"{path}: {row.place}: {WHAT[row.problem]} ({row.cause}); mend it.")
+        yield row
 
 
 def _strings(value: Any) -> Iterator[str]:

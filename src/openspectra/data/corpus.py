@@ -111,7 +111,8 @@ def build_corpus(config: CorpusConfig, sources: Artifact, parts: list[Artifact],
         if not total["documents"]:
             raise OpenSpectraError(
                 f"corpus: split `{split}` is empty (of {sum(c['kept'] for c in counts.values())} documents); "
-                "give more documents, other fractions, or the `separator` of documents in .txt files."
+                "give more documents, another corpus.valid_fraction or corpus.test_fraction, or the `separator` of documents "
+                "in .txt files."
             )
     write_documents((d for part in parts for d in iterate(part.file("test.parquet"))), folder / "test.parquet")
     write_json(folder / CARD, card)

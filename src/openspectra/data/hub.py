@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from openspectra.data.config import HubSource, ReadConfig
-from openspectra.data.rows import NOT_READABLE, ROWS_AT_A_TIME, Row, refuse_disk_error, rows_of_table
+from openspectra.data.rows import NOT_READABLE, ROWS_AT_A_TIME, Row, damaged_file, refuse_disk_error, rows_of_table
 from openspectra.errors import ConfigError, OpenSpectraError
 
 if TYPE_CHECKING:
@@ -23,14 +23,14 @@ def hub_rows(config: ReadConfig) -> Iterator[Row]:
     """
     source = config.source
     for split, hub_split in source.split.items() if isinstance(source.split, dict) else [(None, source.split)]:
-        rows = _open(config.name, source, hub_split)
+        rows = _open(source, hub_split)
         for file in range(config.job, rows.num_shards, source.num_jobs):
             place = f"{source.path}/{hub_split}/{file:05d}"
-            for row in _file_rows(rows.shard(rows.num_shards, file), source, config.name, place):
+            for row in _file_rows(rows.shard(rows.num_shards, file), source, place):
                 yield row._replace(split=split)
 
 
-def _open(name: str, source: HubSource, hub_split: str) -> "datasets.IterableDataset":
+def _open(source: HubSource, hub_split: str) -> "datasets.IterableDataset":
     import datasets
     from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
 
@@ -43,11 +43,11 @@ def _open(name: str, source: HubSource, hub_split: str) -> "datasets.IterableDat
     except (datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:  # RuntimeError: a loading script
         problem = _first_line(error)
     except (OSError, HTTPError) as error:
-        raise _no_answer(name, source.path, error) from None
-    raise ConfigError([f"corpus.sources.{name}: {source.path}: {problem}; correct path, name, revision or split."])
+        raise _no_answer(source.path, error) from None
+    raise ConfigError([f"{source.path}: {problem}; correct path, name, revision or split."])
 
 
-def _file_rows(rows: "datasets.IterableDataset", source: HubSource, name: str, place: str) -> Iterator[Row]:
+def _file_rows(rows: "datasets.IterableDataset", source: HubSource, place: str) -> Iterator[Row]:
     from datasets.exceptions import CastError
     from huggingface_hub.errors import HTTPError
 
@@ -59,26 +59,22 @@ def _file_rows(rows: "datasets.IterableDataset", source: HubSource, name: str, p
     except (CastError, TypeError) as error:
         raise ConfigError(
             [
-                f"corpus.sources.{name}: {place}: columns or types differ from those that the data set begins with "
+                f"{place}: columns or types differ from those that the data set begins with "
                 f"({_first_line(error)}); name a subset, or fetch the files and read them with adapter `files`."
             ]
         ) from None
     except (ConnectionError, TimeoutError, HTTPError) as error:  # after the many tries of `datasets`
-        raise _no_answer(name, place, error) from None
+        raise _no_answer(place, error) from None
     except NOT_READABLE as error:
         refuse_disk_error(error, place)
         logger.info("%s: not readable", place, exc_info=True)
-        yield Row(place, None, problem="damaged_file")
+        yield damaged_file(place, error)
 
 
-def _no_answer(name: str, place: str, error: Exception) -> OpenSpectraError:
+def _no_answer(place: str, error: Exception) -> OpenSpectraError:
     response = getattr(error, "response", None)
     if response is not None and 400 <= response.status_code < 500:
-        return ConfigError(
-            [
-                f"corpus.sources.{name}: {place}: the hub refuses it ({_first_line(error)}); get access, or correct the source."
-            ]
-        )
+        return ConfigError([f"{place}: the hub refuses it ({_first_line(error)}); get access, or correct the source."])
     return OpenSpectraError(
         f"{place}: the hub cannot be reached ({type(error).__name__}: {_first_line(error)}); "
         "run the same command again where there is a network."

@@ -16,6 +16,7 @@ from openspectra.errors import OpenSpectraError
 WHAT = {
     "damaged_file": "the file is truncated or damaged",
     "invalid_json": "not JSON",
+    "invalid_csv": "no row of the table",
     "missing_field": "the field is missing",
     "null": "the text is null",
     "wrong_type": "the text is no string",
@@ -30,7 +31,7 @@ WHAT = {
 def read_source(config: ReadConfig, folder: Path) -> dict[str, Any]:
     """Write the clean documents of one job by part (`<part>.arrow`: hash, text, source, place, split); return the counts.
 
-    read = documents + skipped, always. `skipped.csv` lists every place left out, `inputs.csv` every file read, with its
+    read = documents + skipped, always. `skipped.csv` lists every place left out and why, `inputs.csv` every file read, with its
     hash; `listing` stands for the files of all jobs, which must be the same to each. Raises `OpenSpectraError` naming place
     and problem where the source's policy is `fail`.
     """
@@ -41,14 +42,14 @@ def read_source(config: ReadConfig, folder: Path) -> dict[str, Any]:
     writer = BucketWriter(folder, config.num_parts)
     with (folder / "skipped.csv").open("w", encoding="utf-8", newline="") as file:
         listing = csv.writer(file, lineterminator="\n")
-        listing.writerow(("place", "problem"))
+        listing.writerow(("place", "problem", "cause"))
         for row in rows_of(config, share):
             counts["read"] += 1
             text, problem = clean(row, config)
             if problem:
-                _apply_policy(config, row.place, problem)
+                _apply_policy(config, row, problem)
                 skipped[problem] += 1
-                listing.writerow((row.place, problem))
+                listing.writerow((row.place, problem, row.cause))
                 continue
             content = text.encode()
             counts["documents"] += 1
@@ -90,10 +91,10 @@ def clean(row: Row, config: ReadConfig) -> tuple[str, str | None]:
     return (text, None) if len(text) >= config.min_characters else ("", "too_short")
 
 
-def _apply_policy(config: ReadConfig, place: str, problem: str) -> None:
+def _apply_policy(config: ReadConfig, row: Row, problem: str) -> None:
     if problem != "too_short" and config.source.dirty.get(problem, "fail") == "fail":
-        field = f" ({config.source.text_field})" if problem == "missing_field" else ""
+        cause = f" ({row.cause})" if row.cause else ""
         raise OpenSpectraError(
-            f"{place}: {WHAT[problem]}{field}; mend the source, or set "
+            f"{row.place}: {WHAT[problem]}{cause}; mend the source, or set "
             f"corpus.sources.{config.name}.dirty.{problem}: skip, which leaves out, counts and lists such documents."
         )

@@ -104,7 +104,7 @@ class _TokenFile:
             place = int(np.argmax(block >= self.vocab_size))
             raise OpenSpectraError(
                 f"{self.path}: token {start + place} is {block[place]}, but the vocabulary has {self.vocab_size} entries; "
-                "check file, dtype and tokenizer."
+                "correct token_files.files, token_files.dtype or tokenizer.file."
             )
         return block
 

@@ -63,7 +63,10 @@ def build_tokens(config: TokensConfig, tokenizer: Artifact, parts: list[Artifact
         for source, count in split["sources"].items():
             sources[source].update(count)
     if not shards:
-        raise OpenSpectraError(f"tokens: split `{config.split}` has no tokens; give more documents or other fractions.")
+        raise OpenSpectraError(
+            f"tokens: split `{config.split}` has no tokens; give more documents, or another corpus.valid_fraction or "
+            "corpus.test_fraction."
+        )
     write_json(folder / SHARDS, shards)
     return {
         "num_tokens": num_tokens,

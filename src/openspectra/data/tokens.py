@@ -77,11 +77,20 @@ class Tokens:
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def num_sequences(self, sequence_length: int) -> int:
-        """Return how many samples of `sequence_length` inputs and as many targets the split holds."""
+    def num_sequences(self, sequence_length: int, key: str = "training.sequence_length") -> int:
+        """Return how many samples of `sequence_length` inputs and as many targets the split holds.
+
+        Raises `OpenSpectraError` where there is none; `key` is the study's own for the length.
+        """
         count = (len(self) - 1) // sequence_length
         if count < 1:
-            raise OpenSpectraError(f"tokens: split `{self.split}` has {len(self)} tokens, too few for one sequence.")
+            section = "token_files" if any(shard.external for shard in self._shards) else "corpus"
+            turn = "raise" if self.split == "valid" else "lower"
+            raise OpenSpectraError(
+                f"tokens: split `{self.split}` has {len(self):,} tokens, and one sequence needs {sequence_length + 1:,}: "
+                f"{sequence_length:,} ({key}) and the one that follows; give more text under {section}, {turn} "
+                f"{section}.valid_fraction, or lower {key}."
+            )
         return count
 
     def sequences(self, indices: np.ndarray, sequence_length: int) -> np.ndarray:

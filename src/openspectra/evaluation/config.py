@@ -5,11 +5,13 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from openspectra.config import Config, PositiveInt, Seed
+from openspectra.config import Config, PositiveInt, Seed, Text
 
 BuiltTask = Literal["held_out_text", "cloze", "continuation", "minimal_pairs"]
 """The benchmarks that a study can build from its test split; any other task is lm-eval's."""
 BUILT_TASKS: tuple[BuiltTask, ...] = get_args(BuiltTask)
+SNIPPET_BYTES = (24, 110)
+"""Length of a statement of `minimal_pairs`. The longest must fit into a model's context even at one token per byte."""
 
 
 class TasksConfig(Config):
@@ -36,14 +38,14 @@ of the task's data set, for a task whose data set the hub no longer gives."""
 class BenchmarksConfig(Config):
     """The items of lm-eval's own tasks, fetched where there is a network."""
 
-    tasks: list[str]
+    tasks: list[Text]
     files: TaskFiles = {}
 
 
 class EvaluateConfig(Config):
     """One suite of lm-eval tasks on one model."""
 
-    tasks: Annotated[list[str], Field(min_length=1)]
+    tasks: Annotated[list[Text], Field(min_length=1)]
     num_fewshot: Annotated[int, Field(ge=0)] = 0
     batch_size: PositiveInt
     dtype: Literal["float32", "float16", "bfloat16"]
@@ -62,7 +64,9 @@ class EvaluateConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _files_are_of_tasks(self):
+    def _tasks_can_be_run(self):
+        if repeated := sorted({task for task in self.tasks if self.tasks.count(task) > 1}):
+            raise ValueError(f"`tasks` names {', '.join(repeated)} twice; name each once.")
         for task, path in self.files.items():
             if task not in self.tasks or task in BUILT_TASKS:
                 raise ValueError(f"`files` may name lm-eval tasks of `tasks` alone; got {task!r}. Correct it.")

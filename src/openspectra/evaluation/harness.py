@@ -92,7 +92,7 @@ def load_tasks(
                     "or leave this task out of the study."
                 )
     if problems:
-        raise OpenSpectraError("\n".join(problems))
+        raise OpenSpectraError(*problems)
     return loaded
 
 
@@ -167,9 +167,9 @@ def _data_rows(tasks: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _load_model(config: EvaluateConfig, model: Artifact):
     """Return lm-eval's view of the model's folder. Log-softmax in float32: half precision blurs perplexities."""
-    import torch
     import transformers
 
+    from openspectra.device import device
     from openspectra.evaluation.language_model import LanguageModel
 
     transformers.logging.disable_default_handler()
@@ -179,7 +179,7 @@ def _load_model(config: EvaluateConfig, model: Artifact):
         dtype=config.dtype,
         softmax_dtype="float32",
         batch_size=config.batch_size,
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        device=device(),
     )
 
 

@@ -11,10 +11,8 @@ from collections.abc import Iterator
 from random import Random
 
 from openspectra.data.corpus import Document
+from openspectra.evaluation.config import SNIPPET_BYTES
 from openspectra.evaluation.items import Item
-
-SNIPPET_BYTES = (24, 110)
-"""Length of a statement. The longest must fit into a model's context even at one token per byte."""
 
 KEYWORD_SWAPS = {
     "in": "is", "is": "if", "if": "in", "or": "if", "as": "in", "and": "for", "for": "not", "not": "and", "def": "del",

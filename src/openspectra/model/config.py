@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 
 from openspectra.config import Config, PositiveInt, Rate
 
+AttentionForm = Literal["fused", "products"]
+"""How attention is computed: by torch's own kernel, or as two matrix products. They differ by rounding only."""
 Initialization = Literal["normal", "scaled_normal", "small_init"]
 """How the initial weights are drawn (see `LlamaShape.initial_deviations`); the names of GPT-NeoX, the authors' code base."""
 

@@ -3,6 +3,10 @@
 So the saved folder is the Hugging Face folder, without a translation layer. Shapes: B batch, T sequence, D hidden,
 F intermediate, H heads, K head_dim, V vocabulary. Architecture: paper, section 3 and table of sizes: pre-norm
 RMSNorm, SwiGLU, rotary positions, as many key/value heads as heads, no biases, untied embedding and head.
+
+Precision: without autocast everything is computed in that of the parameters. Under autocast the residual stream is in
+half precision, and with it what norms and rotary positions give out, as in GPT-NeoX, the authors' code base; a norm's
+mean square, the loss, 8-bit rounding and what becomes of a latent weight stay in float32.
 """
 
 from collections.abc import Iterator
@@ -11,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openspectra.model.config import LlamaShape
+from openspectra.model.attention import FORMS
+from openspectra.model.config import AttentionForm, LlamaShape
 from openspectra.model.families import load_family
 from openspectra.model.families.family import Family
 from openspectra.model.head_and_loss import mean_loss, token_losses
@@ -47,7 +52,7 @@ class LinearGroup:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm with a learned scale."""
+    """Root-mean-square norm with a learned scale, in the precision of its input; the mean square in float32 or better."""
 
     def __init__(self, hidden_size: int, eps: float):
         super().__init__()
@@ -55,17 +60,18 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        with torch.autocast(x.device.type, enabled=False):  # on a GPU it would give out float32, on a CPU not
+            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
 class Attention(nn.Module):
     """Causal multi-head attention with rotary positions."""
 
-    def __init__(self, shape: LlamaShape, family: type[Family]):
+    def __init__(self, shape: LlamaShape, family: type[Family], attention: AttentionForm):
         super().__init__()
         hidden, width = shape.hidden_size, shape.num_attention_heads * shape.head_dim
         scales, eps = shape.scales_per_matrix, shape.rms_norm_eps
-        self.head_dim = shape.head_dim
+        self.head_dim, self.attend = shape.head_dim, FORMS[attention]
         self.q_proj = nn.Linear(hidden, width, bias=False)
         self.k_proj = nn.Linear(hidden, width, bias=False)
         self.v_proj = nn.Linear(hidden, width, bias=False)
@@ -81,9 +87,7 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in self.qkv(x_BTD))
-        out_BHTK = F.scaled_dot_product_attention(
-            rotate(q, cos_TK, sin_TK), rotate(k, cos_TK, sin_TK), v, is_causal=True
-        )
+        out_BHTK = self.attend(rotate(q, cos_TK, sin_TK), rotate(k, cos_TK, sin_TK), v)
         (out_BTD,) = self.out(out_BHTK.transpose(1, 2).flatten(2))
         return out_BTD
 
@@ -116,9 +120,9 @@ class MLP(nn.Module):
 class DecoderLayer(nn.Module):
     """One pre-norm block: attention, then MLP, each added to the residual stream."""
 
-    def __init__(self, shape: LlamaShape, family: type[Family]):
+    def __init__(self, shape: LlamaShape, family: type[Family], attention: AttentionForm):
         super().__init__()
-        self.self_attn = Attention(shape, family)
+        self.self_attn = Attention(shape, family, attention)
         self.mlp = MLP(shape, family)
         self.input_layernorm = block_norm(shape, family)
         self.post_attention_layernorm = block_norm(shape, family)
@@ -136,10 +140,10 @@ def block_norm(shape: LlamaShape, family: type[Family]) -> nn.Module:
 class Decoder(nn.Module):
     """Embedding, blocks and final norm: everything of the model but its head."""
 
-    def __init__(self, shape: LlamaShape, family: type[Family]):
+    def __init__(self, shape: LlamaShape, family: type[Family], attention: AttentionForm):
         super().__init__()
         self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(shape, family) for _ in range(shape.num_hidden_layers))
+        self.layers = nn.ModuleList(DecoderLayer(shape, family, attention) for _ in range(shape.num_hidden_layers))
         self.norm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
         cos_TK, sin_TK = rotary_tables(shape)
         self.register_buffer("cos_TK", cos_TK, persistent=False)
@@ -148,19 +152,27 @@ class Decoder(nn.Module):
     def forward(self, input_ids_BT: Tensor) -> Tensor:
         length = input_ids_BT.shape[1]
         x_BTD = self.embed_tokens(input_ids_BT)
+        dtype = stream_dtype(x_BTD)
+        x_BTD, cos_TK, sin_TK = (part.to(dtype) for part in (x_BTD, self.cos_TK[:length], self.sin_TK[:length]))
         for layer in self.layers:
-            x_BTD = layer(x_BTD, self.cos_TK[:length], self.sin_TK[:length])
+            x_BTD = layer(x_BTD, cos_TK, sin_TK)
         return self.norm(x_BTD)
+
+
+def stream_dtype(x_BTD: Tensor) -> torch.dtype:
+    """Return the precision of the residual stream that begins with the embeddings `x_BTD`: autocast's where it is on."""
+    device = x_BTD.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_BTD.dtype
 
 
 class Llama(nn.Module):
     """A Llama of one family. Parameter names equal those of `transformers.LlamaForCausalLM`."""
 
-    def __init__(self, shape: LlamaShape, family: str):
+    def __init__(self, shape: LlamaShape, family: str, attention: AttentionForm = "fused"):
         super().__init__()
         self.shape = shape
         self.family = load_family(family)
-        self.model = Decoder(shape, self.family)
+        self.model = Decoder(shape, self.family, attention)
         self.lm_head = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
 
     def forward(self, input_ids_BT: Tensor, targets_BT: Tensor | None = None, reduction: str = "mean") -> Tensor:

@@ -18,11 +18,13 @@ def draw_calibration(config: QuantizeConfig, tokens: Tokens, listing: Path) -> n
     `OpenSpectraError` where the split is too small for that.
     """
     count, length = config.num_calibration_samples, config.calibration_sequence_length
-    first, available = config.calibration_set * count, tokens.num_sequences(length)
+    available = tokens.num_sequences(length, "quantization.calibration_sequence_length")
+    first = config.calibration_set * count
     if first + count > available:
         raise OpenSpectraError(
             f"{config.model_id}: calibration set {config.calibration_set} needs sequences {first} to "
-            f"{first + count - 1}, but the train split has {available} of {length} tokens; draw fewer or shorter ones."
+            f"{first + count - 1}, but the train split has {available} of {length} tokens; lower "
+            "quantization.num_calibration_samples, num_calibration_sets or calibration_sequence_length."
         )
     indices = sequence_at(range(first, first + count), available, config.seed)
     rows = [

@@ -55,6 +55,9 @@ def _run_gptq(
     from gptqmodel import GPTQModel
     from gptqmodel import QuantizeConfig as GPTQConfig
 
+    from openspectra.device import device
+
+    _let_errors_through()
     settings = GPTQConfig(
         bits=config.bits,
         group_size=config.group_size,
@@ -64,7 +67,7 @@ def _run_gptq(
         act_group_aware=False,  # gptqmodel's default reorders the groups, which GPTQ does not
         fallback=None,
         offload_to_disk=False,  # its temporary folder's name would enter config.json
-        device="cpu",
+        device=device(),
     )
     # the default on a CPU is bfloat16, which would round the weights before GPTQ sees them
     model = GPTQModel.load(str(model_folder), settings, dtype=torch.float32)
@@ -75,6 +78,19 @@ def _run_gptq(
     rows.sort(key=lambda row: (row["layer"], row["module"]))  # written by parallel workers in any order
     (packed / "quant_log.csv").unlink()  # it holds times; layers.csv has the rest
     return rows
+
+
+def _let_errors_through() -> None:
+    """Have gptqmodel's workers hand an exception to who waits for it; they would end the process, past all handlers."""
+    from gptqmodel.utils.threadx import _DeviceWorker
+
+    abort = _DeviceWorker._abort_process
+
+    def abort_unless_handed_on(worker, error: BaseException) -> None:
+        if worker._pending_warmups:  # before any task: nobody is told
+            abort(worker, error)
+
+    _DeviceWorker._abort_process = abort_unless_handed_on
 
 
 def _layer_row(row: dict[str, str], model_id: str) -> dict[str, Any]:

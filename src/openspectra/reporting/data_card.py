@@ -9,11 +9,12 @@ import pandas as pd
 from openspectra.artifacts import Artifact, config_hash, parts_of
 from openspectra.data.card import CARD, card_of, merged
 from openspectra.reporting.drawing import (
-    COLOURS,
     SMALL_INCHES,
     Drawing,
+    colour_of,
     legend_below,
     log_x_axis,
+    looks,
     panel,
     to_drawing,
 )
@@ -22,8 +23,6 @@ from openspectra.reporting.provenance import SHORT_HASH
 from openspectra.reporting.section import FigureGroup, Row, View
 
 SPLITS = ("train", "valid", "test")
-KINDS = list(COLOURS)
-"""The colours of the models serve for the sources too, in their order."""
 LEGEND_COLUMNS = 3
 ALL = "all"
 
@@ -194,7 +193,7 @@ def _lengths(card: dict[str, Any], split: str) -> Drawing:
                 powers = range(min(counts), max(counts) + 1)
                 shares = [100 * counts.get(power, 0) / entry["documents"] for power in powers]
                 edges = [2.0**power for power in (*powers, max(counts) + 1)]
-                colour = COLOURS[KINDS[number % len(KINDS)]]
+                colour = colour_of(_kind(number))
                 axes.stairs(shares, edges, baseline=None, color=colour, linewidth=1.4, label=name)
         axes.set_title(split)
         axes.set_xlabel("Bytes")
@@ -206,9 +205,14 @@ def _lengths(card: dict[str, Any], split: str) -> Drawing:
         return to_drawing(figure, f"lengths_{split}", f"Histogram of document lengths in split {split}: {named}.")
 
 
+def _kind(number: int) -> str:
+    """Return the kind of model whose colour serves for a source, in the order of the legend."""
+    kinds = list(looks())
+    return kinds[number % len(kinds)]
+
+
 def _row(number: int, name: str, cells: list[Cell]) -> Row:
-    kind = KINDS[number % len(KINDS)] if name != ALL else ""
-    return Row(name, kind, ALL if name == ALL else "", cells)
+    return Row(name, _kind(number) if name != ALL else "", ALL if name == ALL else "", cells)
 
 
 def _count(value: float) -> Cell:

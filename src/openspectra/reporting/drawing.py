@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 
 import matplotlib as mpl
@@ -12,30 +13,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from openspectra.identity import kind_rank
+from openspectra.model.families import FAMILY_NAMES, load_family
+from openspectra.model.families.family import Look
 from openspectra.reporting.formats import scaled
 
 INK, FAINT, PAPER = "#22272e", "#c9ced6", "#fefefe"
-COLOURS = {  # colour-blind safe (after Okabe and Ito): one hue per family, QuantLM lighter with fewer bits
-    "floatlm": "#0072b2",
-    "trilm": "#d55e00",
-    "bilm": "#a3467c",
-    "bitnet": "#9a7400",
-    "quantlm-8bit": "#00543d",
-    "quantlm-6bit": "#00805b",
-    "quantlm-4bit": "#2ba67e",
-    "quantlm-3bit": "#5db898",
+QUANTLM_LOOKS = {  # one hue, lighter with fewer bits; the look of a family stands in its own file
+    "quantlm-8bit": Look("#00543d", "#9cefd2", marker="s", marker_size=10),
+    "quantlm-6bit": Look("#00805b", "#5ccda5", marker="D", marker_size=7.5),
+    "quantlm-4bit": Look("#2ba67e", "#319f7b", marker="p"),
+    "quantlm-3bit": Look("#5db898", "#237f62", marker="X"),
 }
-MARKERS = {
-    "floatlm": "o",
-    "trilm": "^",
-    "bilm": "v",
-    "bitnet": "<",
-    "quantlm-8bit": "s",
-    "quantlm-6bit": "D",
-    "quantlm-4bit": "p",
-    "quantlm-3bit": "X",
-}
-OTHER_COLOUR, OTHER_MARKER = "#6b7280", "."
+OTHER_LOOK = Look("#6b7280", "#9aa5b1", marker=".")
 PAIR_INCHES, SMALL_INCHES = (4.3, 2.4), (3.7, 2.2)
 """Width of a panel and height of its plot: where panels stand two by two, and where as many as fit."""
 LEFT_INCHES, RIGHT_INCHES, TOP_INCHES, BOTTOM_INCHES = 0.66, 0.12, 0.32, 0.5
@@ -73,7 +63,6 @@ STYLE = {
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
 }
-VARIABLES = {INK: "ink", FAINT: "faint", PAPER: "page", **{colour: kind for kind, colour in COLOURS.items()}}
 
 
 @dataclass(frozen=True)
@@ -103,12 +92,23 @@ def panel(size: tuple[float, float], legend_rows: int = 0, left: float = LEFT_IN
         yield figure, axes
 
 
+@cache
+def looks() -> dict[str, Look]:
+    """Return the look of every kind of model, in the order of the legend."""
+    found = {name: load_family(name).look for name in FAMILY_NAMES} | QUANTLM_LOOKS
+    return {kind: found[kind] for kind in sorted(found, key=kind_rank)}
+
+
+def look_of(kind: str) -> Look:
+    return looks().get(kind, OTHER_LOOK)
+
+
 def colour_of(kind: str) -> str:
-    return COLOURS.get(kind, OTHER_COLOUR)
+    return look_of(kind).colour
 
 
 def marker_of(kind: str) -> str:
-    return MARKERS.get(kind, OTHER_MARKER)
+    return look_of(kind).marker
 
 
 def legend_below(figure: Figure, axes: Axes, columns: int = 3) -> None:
@@ -166,5 +166,5 @@ def _with_own_ids(svg: str, name: str) -> str:
 
 def _with_variables(svg: str) -> str:
     """Return the SVG with each palette colour as a CSS variable that falls back to the colour itself."""
-    pattern = "|".join(VARIABLES)
-    return re.sub(pattern, lambda match: f"var(--{VARIABLES[match[0]]}, {match[0]})", svg)
+    variables = {INK: "ink", FAINT: "faint", PAPER: "page"} | {look.colour: kind for kind, look in looks().items()}
+    return re.sub("|".join(variables), lambda match: f"var(--{variables[match[0]]}, {match[0]})", svg)

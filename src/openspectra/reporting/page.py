@@ -13,6 +13,7 @@ from markupsafe import Markup
 from openspectra.artifacts import Artifact
 from openspectra.reporting import sections
 from openspectra.reporting.config import ReportConfig
+from openspectra.reporting.drawing import looks
 from openspectra.reporting.load import Results, load_results
 from openspectra.reporting.plan import plan_of
 from openspectra.reporting.section import Section
@@ -90,6 +91,7 @@ def _render(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.globals["looks"] = looks()
     environment.filters["svg"] = lambda drawing: Markup(drawing.svg)  # matplotlib has escaped the text in it
     return environment.get_template("report.html").render(
         config=config,

@@ -8,6 +8,9 @@ from openspectra.artifacts import MANIFEST, Artifact
 from openspectra.identity import artifact_id
 from openspectra.study import Study
 
+DATA_STAGES = ("corpus", "tokenizer", "tokens", "tasks", "contamination")
+"""Stages before the models that the report is about; parts and jobs stand in what they add up to."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -50,10 +53,7 @@ class Plan:
 
 def plan_of(study: Study) -> Plan:
     """Return what the report of a study is about."""
-    tokens = [f"tokens/{split}" for split in study.splits]
-    data = [*(["corpus"] if study.corpus else []), "tokenizer", *tokens]
-    data += ["tasks"] if study.evaluation and study.evaluation.built_tasks else []
-    data += ["contamination"] if study.checks_contamination else []
+    data = [place for place, stage in study.artifacts.items() if stage in DATA_STAGES]
     suites = study.evaluation.suites if study.evaluation else {}
     return Plan(data, study.models, {name: list(suite.tasks) for name, suite in suites.items()})
 

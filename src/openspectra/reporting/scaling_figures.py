@@ -15,6 +15,7 @@ from openspectra.reporting.drawing import (
     colour_of,
     legend_below,
     log_x_axis,
+    look_of,
     marker_of,
     panel,
     to_drawing,
@@ -22,9 +23,8 @@ from openspectra.reporting.drawing import (
 from openspectra.reporting.formats import scaled, size_unit
 from openspectra.reporting.tables import Gap
 
-MARKER_SIZES = {"floatlm": 4.5, "trilm": 6.5, "quantlm-8bit": 10, "quantlm-6bit": 7.5}
-"""Points; the widths that hardly differ from FloatLM are larger and hollow, so that all three can be seen."""
 HOLLOW = ("quantlm-8bit", "quantlm-6bit")
+"""Widths that hardly differ from FloatLM: larger and hollow, so that all three can be seen."""
 LEGEND_COLUMNS = 3
 SET_OFFSET = 0.25
 """Rows above that of their mean at which the differences of single calibration sets stand."""
@@ -89,7 +89,7 @@ def _score_panel(score: Score, axis: str) -> Drawing:
 
 
 def _draw_kind(axes: Axes, kind: str, points: pd.DataFrame, axis: str) -> None:
-    colour, size = colour_of(kind), MARKER_SIZES.get(kind, 6)
+    colour, size = colour_of(kind), look_of(kind).marker_size
     sets, rows = points[points["is_set"]], points[~points["is_set"]]
     axes.plot(sets[axis], sets["value"], color=colour, lw=0, marker=".", ms=SET_MARKER_SIZE)
     axes.vlines(rows[axis], rows["low"], rows["high"], color=colour, lw=0.8, alpha=0.4)

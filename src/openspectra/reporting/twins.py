@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from openspectra.errors import DamagedArtifactError
 from openspectra.model_ids import QUANTLM, ModelId
 from openspectra.reporting.load import Model, Results, read_curve
 from openspectra.reporting.statistics import mean_intervals
@@ -87,7 +88,11 @@ def _validation_of(model: Model) -> tuple[str, int, int]:
 
 def _losses_by_tokens(model: Model) -> dict[int, np.ndarray]:
     """Return the losses of the validation sequences, in nats per token, by tokens seen."""
-    losses_VS = np.load(model.artifact.file("valid_losses.npy"))
+    path = model.artifact.file("valid_losses.npy")
+    try:
+        losses_VS = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DamagedArtifactError(f"{path}: not an array of losses ({error}); train {model.id} anew.") from None
     tokens_seen = read_curve(model, "valid.csv")["tokens_seen"].astype(int)
     return dict(zip(tokens_seen, losses_VS, strict=True))
 

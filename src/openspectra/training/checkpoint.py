@@ -23,10 +23,13 @@ from openspectra.model.hugging_face import exported_weights
 from openspectra.model.llama import Llama
 from openspectra.stage_versions import STAGE_VERSIONS
 from openspectra.training.config import PretrainConfig
+from openspectra.training.trajectory import run_folder, run_identity
 from openspectra.writing import write_atomically
 
 logger = logging.getLogger(__name__)
 
+DESCRIPTION = "run.json"
+"""Says in words whose folder this is; nothing that is read from it decides anything."""
 KEPT = 2
 """Newest states kept, so that one damaged file never costs the run."""
 STATE_BYTES_PER_PARAMETER = 12
@@ -37,28 +40,28 @@ class CheckpointFolder:
     """The checkpoints of one run: states `step-00000100.pt`, each with a `.sha256` beside it, and weights."""
 
     def __init__(self, model_folder: Path, config: PretrainConfig, parents: dict[str, Artifact]):
-        self.identity = {
-            "config": config.model_dump(mode="json"),
-            "parents": {role: parent.sha256 for role, parent in sorted(parents.items())},
-            "stage_version": STAGE_VERSIONS["pretrain"],
-        }
-        self.root = model_folder / "checkpoints"
-        self.folder = self.root / config_hash(self.identity)
-        self._state_bytes = STATE_BYTES_PER_PARAMETER * config.shape.num_parameters
+        hashes = {role: parent.sha256 for role, parent in parents.items()}
+        self.identity = run_identity(config.model_dump(mode="json"), hashes, STAGE_VERSIONS["pretrain"])
+        self.folder = run_folder(model_folder, self.identity)
+        self.root = self.folder.parent
+        self.config = config
 
     def prepare(self) -> None:
         """Make the folder, saying what differs from earlier runs; remove what a killed writer left behind.
 
         Raises `OpenSpectraError` where the disk has no room for two states.
         """
-        if not (self.folder / "run.json").is_file():
+        if not self.folder.is_dir():
             self._explain_new_run()
-            self.folder.mkdir(parents=True, exist_ok=True)
-            description = json.dumps(self.identity, indent=2, sort_keys=True).encode()
-            write_atomically(self.folder / "run.json", description)
+            self.folder.mkdir(parents=True)
+        description = json.dumps(self.identity, indent=2, sort_keys=True).encode()
+        if not _holds(self.folder / DESCRIPTION, description):
+            write_atomically(self.folder / DESCRIPTION, description)
         for temporary in self.folder.glob(".*.tmp"):
             temporary.unlink()
-        free, needed = shutil.disk_usage(self.folder).free, KEPT * self._state_bytes
+        self._prune()
+        free = shutil.disk_usage(self.folder).free
+        needed = KEPT * STATE_BYTES_PER_PARAMETER * self.config.shape.num_parameters
         if free < needed:
             raise OpenSpectraError(
                 f"{self.folder}: {free:,} bytes are free, {KEPT} training states need {needed:,}; make room."
@@ -72,9 +75,7 @@ class CheckpointFolder:
         # the hash first: a kill between the two leaves a hash without a state, never a state that nothing vouches for
         self._write(path.with_suffix(".sha256"), hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
         self._write(path, buffer.getbuffer())
-        for old in self._states()[:-KEPT]:
-            old.with_suffix(".sha256").unlink(missing_ok=True)
-            old.unlink()
+        self._prune()
 
     def save_weights(self, step: int, llama: Llama, dtype: str) -> dict[str, Any]:
         """Write the exported weights of `step`; return file, bytes, sha256 and statistics of the latent weights."""
@@ -91,23 +92,37 @@ class CheckpointFolder:
     def load_newest(self) -> dict[str, Any] | None:
         """Return the valid state with the highest step, or None for a run that has none yet.
 
-        Raises `DamagedArtifactError` where there are states and none is valid, or one belongs to another run: starting
-        over silently would hide it.
+        Raises `DamagedArtifactError` where there are, or must have been, states and none is valid, or one belongs to
+        another run: starting over silently would hide it.
         """
         states = self._states()
         for path in reversed(states):
-            recorded = path.with_suffix(".sha256")
-            if recorded.is_file() and recorded.read_text() == sha256_of(path):
-                return self._load(path)
-            logger.warning("%s: damaged or incomplete, skipped", path)
+            if not path.is_file() or not _holds(path.with_suffix(".sha256"), sha256_of(path).encode()):
+                logger.warning("%s: damaged or incomplete, skipped", path)
+            elif (state := self._load(path)) is not None:
+                return state
         if states:
             raise DamagedArtifactError(f"{self.folder}: no checkpoint is intact; train anew with --fresh.")
+        steps = [int(path.stem.removeprefix("weights-")) for path in sorted(self.folder.glob("weights-*.safetensors"))]
+        if steps and steps[-1] > self.config.checkpoint_every_steps:  # a state was saved before these weights were
+            raise DamagedArtifactError(
+                f"{self.folder}: weights of step {steps[-1]} are here and no training state is; restore `step-*.pt` and "
+                "`step-*.sha256`, or train anew with --fresh."
+            )
+        if steps:
+            logger.warning("%s: kept weights up to step %d and no training state; from step 0", self.folder, steps[-1])
         return None
 
-    def remove(self) -> None:
-        """Delete every state of this run."""
+    def begin_anew(self, order: str) -> None:
+        """Delete every state of this run, once for each order: the job that carries it out may be stopped and go on."""
+        mark = self.folder / "order"
+        if mark.is_file() and mark.read_text() == order:
+            return
         if self.folder.is_dir():
+            logger.info("%s: trains anew, as ordered; its states are removed", self.identity["config"]["model_id"])
             shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True)
+        write_atomically(mark, order.encode())
 
     def remove_other_runs(self) -> None:
         """Delete the states of earlier recipes; called once the new artifact stands."""
@@ -115,16 +130,55 @@ class CheckpointFolder:
             if folder != self.folder:
                 shutil.rmtree(folder)
 
-    def _load(self, path: Path) -> dict[str, Any]:
-        state = torch.load(path, weights_only=True, mmap=True)
+    def _load(self, path: Path) -> dict[str, Any] | None:
+        """Return the state in a file whose hash is right; None, with a warning, for content that no run has written."""
+        try:
+            state = torch.load(path, weights_only=True, mmap=True)
+        except Exception as error:  # torch raises whatever the bytes lead it to
+            logger.warning("%s: not a training state (%s), skipped", path, type(error).__name__)
+            return None
+        if problem := self._problem(state):
+            logger.warning("%s: not a state of this run (%s), skipped", path, problem)
+            return None
         if state["run"] != self.folder.name or path.stem != f"step-{state['step']:08d}":
             raise DamagedArtifactError(
                 f"{path}: holds step {state['step']} of run {state['run']}; it was put here by hand, remove it."
             )
         return state
 
+    def _problem(self, state: Any) -> str | None:
+        """Return what keeps a loaded object from being a state of this model; None for a whole one."""
+        kinds = {"run": str, "step": int, "model": dict, "optimizer": dict | None, "records": dict, "precision": dict}
+        if not isinstance(state, dict):
+            return f"a {type(state).__name__}"
+        for key, kind in kinds.items():
+            if key not in state or not isinstance(state[key], kind):
+                return f"`{key}` is missing or of another type"
+        with torch.device("meta"):
+            expected = {name: p.shape for name, p in Llama(self.config.shape, self.config.family).named_parameters()}
+        if _shapes(state["model"]) != expected:
+            return "its weights have other names or shapes"
+        if state["optimizer"] is None:
+            return None
+        moments = state["optimizer"].get("state")
+        if not isinstance(moments, dict) or not all(isinstance(entry, dict) for entry in moments.values()):
+            return "its optimizer holds no moments"
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if _shapes({name: entry.get(moment) for name, entry in moments.items()}) != expected:
+                return f"its optimizer's `{moment}` has other names or shapes"
+        return None
+
     def _states(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.pt"))
+
+    def _prune(self) -> None:
+        """Remove all but the newest `KEPT` states, and hashes without a state."""
+        for old in self._states()[:-KEPT]:
+            old.with_suffix(".sha256").unlink(missing_ok=True)
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        for recorded in self.folder.glob("step-*.sha256"):
+            if not recorded.with_suffix(".pt").exists():
+                recorded.unlink()
 
     def _write(self, path: Path, content: bytes) -> None:
         try:
@@ -137,8 +191,11 @@ class CheckpointFolder:
             ) from None
 
     def _explain_new_run(self) -> None:
-        for path in sorted(self.root.glob("*/run.json")):
-            earlier = json.loads(path.read_text())
+        for path in sorted(self.root.glob(f"*/{DESCRIPTION}")):
+            earlier = _description(path)
+            if earlier is None:
+                logger.warning("%s: damaged, so what differs from that run cannot be said", path)
+                continue
             keys = [
                 f"{part}.{key}"
                 for part in ("config", "parents")
@@ -147,6 +204,24 @@ class CheckpointFolder:
             ]
             keys += ["stage_version"] * (self.identity["stage_version"] != earlier["stage_version"])
             logger.info("starts at step 0 in a new checkpoint folder: %s differ from the run before", ", ".join(keys))
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Return whether a file is there and has exactly this content."""
+    return path.is_file() and path.read_bytes() == content
+
+
+def _description(path: Path) -> dict[str, Any] | None:
+    """Return the identity of the run in whose folder `path` lies; None where it is not the one that the folder is named after."""
+    try:
+        identity = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return identity if isinstance(identity, dict) and config_hash(identity) == path.parent.name else None
+
+
+def _shapes(tensors: dict[str, Any]) -> dict[str, torch.Size | None]:
+    return {name: getattr(tensor, "shape", None) for name, tensor in tensors.items()}
 
 
 @torch.no_grad()

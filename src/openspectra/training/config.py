@@ -6,16 +6,20 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from openspectra.config import Config, Fraction, PositiveInt, Rate, Seed
-from openspectra.model.config import LlamaShape
+from openspectra.model.config import AttentionForm, LlamaShape
 from openspectra.model.families import FAMILY_NAMES
 
 FamilyName = Literal[FAMILY_NAMES]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+"""`32-true`: everything in float32. Mixed: weights, their updates, norms' mean squares and the loss in float32;
+products, residual stream, norms and rotary positions in half precision, as in GPT-NeoX, the authors' code base."""
 
 FLOPS_PER_PARAMETER = 6
 """Floating-point operations per parameter and token of one training step (forward 2, backward 4)."""
 COMPILED_FROM_FLOPS = 1e14
 """Runs from this size on compile their blocks: about 15 minutes on two CPU cores, of which compiling takes under one."""
+LONGEST_PRODUCTS = 256
+"""Longest sequence whose attention is two matrix products on a CPU: the longest that was measured (1.23 x a whole step)."""
 
 
 class PretrainConfig(Config):
@@ -74,6 +78,15 @@ class PretrainConfig(Config):
         """Whether blocks are compiled: by the size of the run, never by a stopwatch, for it changes the last digits."""
         tokens = self.max_steps * self.tokens_per_step
         return FLOPS_PER_PARAMETER * self.shape.num_parameters * tokens >= COMPILED_FROM_FLOPS
+
+    def attention_form(self, device: str) -> AttentionForm:
+        """Return how attention is computed on a kind of device (`cpu`, `cuda`): torch's CPU kernel is slow in half precision.
+
+        A rule, never a stopwatch or a look at the processor, for the form changes the last digits. A run that goes on
+        keeps the form it began with.
+        """
+        is_short_half = self.precision != "32-true" and self.sequence_length <= LONGEST_PRODUCTS
+        return "products" if device == "cpu" and is_short_half else "fused"
 
     @cached_property
     def checkpoint_steps(self) -> frozenset[int]:

@@ -48,7 +48,10 @@ class Pretraining(L.LightningModule):
         super().__init__()
         self.config, self.checkpoints, self.world = config, checkpoints, world
         self.validation = ValidationSample(valid, config.valid_sequences, config.sequence_length)
-        self.llama = Llama(config.shape, config.family)
+        self.resume_state = checkpoints.load_newest()
+        began_with = self.resume_state["attention"] if self.resume_state else None
+        self.attention = began_with or config.attention_form(device_kind())
+        self.llama = Llama(config.shape, config.family, self.attention)
         self.llama.reset_parameters(config.seed)
         self.step = 0
         self.tables: dict[str, list[dict[str, float]]] = {name: [] for name in TABLES}
@@ -57,7 +60,6 @@ class Pretraining(L.LightningModule):
         self.spikes, self.instruments = Spikes(), Instruments()
         self.skipped_steps = 0
         self.gradient_norm = self.step_loss = 0.0
-        self.resume_state = checkpoints.load_newest()
         if self.resume_state:
             self.step = self.resume_state["step"]
             self.llama.load_latent_weights(self.resume_state["model"])
@@ -219,6 +221,7 @@ class Pretraining(L.LightningModule):
             optimizer = get_optimizer_state_dict(self.llama, self._optimizer, options=options)
         if self.world.rank == 0:
             state = {"step": self.step, "model": model, "optimizer": optimizer, "records": self._records()}
+            state["attention"] = self.attention
             self.checkpoints.save(self.step, state | {"precision": self.trainer.precision_plugin.state_dict()})
 
     def save_weights(self) -> None:
@@ -242,6 +245,12 @@ class Pretraining(L.LightningModule):
         self.tables, self.valid_losses = records["tables"], records["valid_losses"]
         self.losses, self.skipped_steps = records["losses"], records["skipped_steps"]
         self.spikes, self.instruments = Spikes(records["spike_window"]), Instruments(records["states"])
+
+
+def device_kind() -> str:
+    """Return the kind of device that Lightning takes here (`cpu`, `cuda`, ...)."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator.type if accelerator else "cpu"
 
 
 class Checkpointing(L.Callback):

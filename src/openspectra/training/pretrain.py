@@ -36,13 +36,14 @@ def pretrain(
     tokenizer: Artifact,
     out: Path,
     show_bar: bool,
-    fresh: bool,
+    order: str | None,
     world: World,
     interruption: Interruption,
 ) -> None:
     """Train one model to its last step and publish it in `out`; continue where an interrupted run stopped.
 
-    Every rank calls this; rank 0 alone writes. Raises `Interrupted` when a signal has asked the run to stop,
+    With an `order` it trains anew, unless states of that very order are there. Every rank calls this; rank 0 alone
+    writes. Raises `Interrupted` when a signal has asked the run to stop,
     `OpenSpectraError` when another process trains here.
     """
     started = time.time()
@@ -56,8 +57,8 @@ def pretrain(
         _train(config, parents, checkpoints, Progress(None, False), world, interruption)
         return
     with only_writer(out):
-        if fresh:
-            checkpoints.remove()
+        if order:
+            checkpoints.begin_anew(order)
         checkpoints.prepare()
         world.barrier()
         progress = Progress(out / "speed.jsonl", show_bar)
@@ -65,7 +66,7 @@ def pretrain(
         with write_artifact(out, "pretrain", config, parents, started) as draft:
             draft.metrics |= save_model(llama, config.family, config.export_dtype, tokenizer, draft.folder)
             draft.metrics |= _save_records(module, draft.folder)
-            draft.run |= {"ranks": world.size, "strategy": world.strategy}
+            draft.run |= {"ranks": world.size, "strategy": world.strategy, "attention": module.attention}
         checkpoints.remove_other_runs()
 
 
@@ -82,6 +83,7 @@ def _train(
     if module.step:
         logger.info("%s: continues from step %d of %d", config.model_id, module.step, config.max_steps)
     if module.step == config.max_steps:
+        logger.info("%s: nothing is left to train; `--forcerun pretrain_model` or --fresh trains anew", config.model_id)
         return module, module.llama
     checkpointing = Checkpointing(interruption)
     if not world.any(interruption.requested):
@@ -91,7 +93,8 @@ def _train(
     if module.step == config.max_steps:
         return module, checkpointing.llama
     if world.any(interruption.requested):
-        raise Interrupted(f"{config.model_id}: stopped at step {module.step}, state saved; the same command continues.")
+        done = f"stopped at step {module.step}, state saved" if module.step else "stopped before its first step"
+        raise Interrupted(f"{config.model_id}: {done}; the same command continues.")
     raise OpenSpectraError(f"{config.model_id}: ended at step {module.step} of {config.max_steps}; run it again.")
 
 

@@ -1,19 +1,29 @@
 """The weights a run kept on its way, and how one of them becomes a model that can be quantized and evaluated.
 
-`checkpoints.csv` in the artifact lists step, file and hash; the files lie undeclared beside it. Imports no torch.
+`checkpoints.csv` in the artifact lists step, file and hash; the files lie undeclared beside it, in the folder of the
+run's hash, which follows from the manifest. Imports no torch.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-from openspectra.artifacts import Artifact, sha256_of
+from openspectra.artifacts import Artifact, config_hash, sha256_of
 from openspectra.data.tokenizer import TOKENIZER_FILES
 from openspectra.errors import ConfigError, DamagedArtifactError
 from openspectra.training.config import CheckpointConfig
 
-TABLE, WEIGHTS = "checkpoints.csv", "model.safetensors"
+CHECKPOINTS, TABLE, WEIGHTS = "checkpoints", "checkpoints.csv", "model.safetensors"
+
+
+def run_identity(config: dict[str, Any], parents: dict[str, str], stage_version: int) -> dict[str, Any]:
+    """Return what makes a training run another one: resolved config, hashes of the parents by role, stage version."""
+    return {"config": config, "parents": dict(sorted(parents.items())), "stage_version": stage_version}
+
+
+def run_folder(model_folder: Path, identity: dict[str, Any]) -> Path:
+    """Return the folder of the checkpoints of one run: `checkpoints/<run hash>`."""
+    return model_folder / CHECKPOINTS / config_hash(identity)
 
 
 def checkpoint_config(run: Artifact, step: int) -> CheckpointConfig:
@@ -31,11 +41,7 @@ def publish_checkpoint(config: CheckpointConfig, run: Artifact, folder: Path) ->
     Raises `DamagedArtifactError` where the kept weights are missing or not those of the step.
     """
     (row,) = (row for row in run.rows(TABLE) if int(row["step"]) == config.step)
-    path = _kept_file(run, row)
-    if path is None:
-        raise DamagedArtifactError(
-            f"{run.folder / 'checkpoints'}: {row['file']} is missing; train the run anew with --fresh."
-        )
+    path = _kept_folder(run) / row["file"]
     if problem := _problem(path, row, run.rows(TABLE)):
         raise DamagedArtifactError(problem)
     shutil.copyfile(path, folder / WEIGHTS)
@@ -49,27 +55,25 @@ def publish_checkpoint(config: CheckpointConfig, run: Artifact, folder: Path) ->
 
 
 def verify_trajectory(run: Artifact) -> int:
-    """Check the kept weights of a run that are still there; return how many.
+    """Check the weights that a run kept; return how many.
 
-    Raises `DamagedArtifactError` with one line per file that was altered, swapped or repeated.
+    Raises `DamagedArtifactError` with one line per file that is missing or was altered, swapped or repeated.
     """
-    rows = run.rows(TABLE)
-    found = [(path, row) for row in rows if (path := _kept_file(run, row))]
-    if problems := [problem for path, row in found if (problem := _problem(path, row, rows))]:
-        raise DamagedArtifactError("\n".join(problems))
-    return len(found)
+    rows, folder = run.rows(TABLE), _kept_folder(run)
+    if problems := [problem for row in rows if (problem := _problem(folder / row["file"], row, rows))]:
+        raise DamagedArtifactError(*problems)
+    return len(rows)
 
 
-def _kept_file(run: Artifact, row: dict[str, str]) -> Path | None:
-    """Return the file of a row, in the folder of the run that made the artifact."""
-    for description in run.folder.glob("checkpoints/*/run.json"):
-        path = description.with_name(row["file"])
-        if json.loads(description.read_text())["config"] == run.manifest.config and path.is_file():
-            return path
-    return None
+def _kept_folder(run: Artifact) -> Path:
+    manifest = run.manifest
+    parents = {role: parent.sha256 for role, parent in manifest.parents.items()}
+    return run_folder(run.folder, run_identity(manifest.config, parents, manifest.stage_version))
 
 
 def _problem(path: Path, row: dict[str, str], rows: list[dict[str, str]]) -> str | None:
+    if not path.is_file():
+        return f"{path}: missing, though {TABLE} lists it; restore the file, or train the run anew with --fresh."
     sha256 = sha256_of(path)
     if sha256 == row["sha256"]:
         return None

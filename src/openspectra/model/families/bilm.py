@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from openspectra.model.families.family import Family
+from openspectra.model.families.family import Family, Look
 from openspectra.model.shards import Shards
 
 
@@ -11,6 +11,8 @@ class BiLM(Family):
     """alpha = mean|W| over a shard; states = sign(W - mean(W))."""
 
     label = "BiLM"
+    legend_order = 3
+    look = Look("#a3467c", "#d58bb6", marker="v")
     bits_per_weight = 1.0
 
     @staticmethod

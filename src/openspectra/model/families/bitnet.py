@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openspectra.model.families.family import EPS, Family
+from openspectra.model.families.family import EPS, Family, Look
 from openspectra.model.families.trilm import TriLM
 from openspectra.model.shards import Shards
 
@@ -19,6 +19,8 @@ class BitNet(Family):
     """TriLM's weights; every linear layer reads its input after a norm without parameters, in 256 steps per token."""
 
     label = "BitNet b1.58"
+    legend_order = 4
+    look = Look("#9a7400", "#d6b24a", marker="<")
     bits_per_weight = TriLM.bits_per_weight
     is_stock_llama = False
     # ASSUME: the norm before each linear layer replaces the learned norms of the block, as in BitNet; the final one stays
@@ -31,8 +33,12 @@ class BitNet(Family):
 
     @staticmethod
     def layer_input(x: Tensor, eps: float) -> Tensor:
-        """Return `x` after RMS norm over its features, rounded to 8 bits per token, with a straight-through gradient."""
-        return EightBit.apply(F.rms_norm(x, x.shape[-1:], eps=eps))
+        """Return `x` after RMS norm over its features, rounded to 8 bits per token, with a straight-through gradient.
+
+        Computed in float32 or better: half precision has no room for 256 steps and their rounding borders.
+        """
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return EightBit.apply(F.rms_norm(wide, x.shape[-1:], eps=eps)).to(x.dtype)
 
 
 class EightBit(torch.autograd.Function):

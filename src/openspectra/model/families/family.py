@@ -1,6 +1,7 @@
 """The interface of a family, and the straight-through gradient that all discrete families share."""
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,11 +12,27 @@ EPS = 1e-5
 """Added to mean|W| before dividing, so that an all-zero shard has a scale too (paper, TriLM equations)."""
 
 
+class Look(NamedTuple):
+    """How a kind of model is drawn in every figure and table. The colour-blind can tell the colours apart (after Okabe and Ito)."""
+
+    colour: str
+    """On a light page."""
+    dark_colour: str
+    """On a dark page."""
+    marker: str
+    """In matplotlib's letters."""
+    marker_size: float = 6.0
+    """Points, where models are single points."""
+
+
 class Family(ABC):
     """How the linear layers of the blocks compute. Embedding, head and norms are the same in every family."""
 
     label: str
     """Name in figures and tables."""
+    legend_order: int
+    """Place among the families in legends and tables, smallest first."""
+    look: Look
     bits_per_weight: float
     """What one linear weight costs by the paper's rule for sizes."""
     is_stock_llama: bool = True

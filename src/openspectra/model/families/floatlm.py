@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from openspectra.model.families.family import Family
+from openspectra.model.families.family import Family, Look
 from openspectra.model.shards import Shards
 
 
@@ -10,6 +10,8 @@ class FloatLM(Family):
     """Weights are what the optimizer moves."""
 
     label = "FloatLM"
+    legend_order = 1
+    look = Look("#0072b2", "#56b4e9", marker="o", marker_size=4.5)
     bits_per_weight = 16.0
 
     @staticmethod

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from openspectra.model.families.family import EPS, Family
+from openspectra.model.families.family import EPS, Family, Look
 from openspectra.model.shards import Shards
 
 
@@ -10,6 +10,8 @@ class TriLM(Family):
     """gamma = 1e-5 + mean|W| over a shard; states = round(clip(W / gamma, -1, 1))."""
 
     label = "TriLM"
+    legend_order = 2
+    look = Look("#d55e00", "#f0843c", marker="^", marker_size=6.5)
     bits_per_weight = 1.58  # log2(3), rounded as in the paper's table of sizes
 
     @staticmethod

@@ -1,0 +1,201 @@
+"""GPTQ at its limits: what `check` refuses is what gptqmodel refuses, and what fails all the same is told in one line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import in_namespace, run
+from data_study import ROOT, DataStudy, corpus_of, study_of, texts
+
+from openspectra.artifacts import Artifact, open_artifact, write_artifact
+from openspectra.errors import ConfigError
+from openspectra.quantization.config import BLOCK, BLOCK_BITS, GROUP_SIZES, QuantizeConfig
+from openspectra.strict_yaml import read_yaml
+from openspectra.study import load_study
+
+SAMPLING = {"num_calibration_samples": 8, "calibration_sequence_length": 32, "seed": 0}
+
+
+class ModelConfig(QuantizeConfig):
+    family: str = "floatlm"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A folder with tokens and two random FloatLMs: `odd`, whose sides no block of 32 divides, and `even`."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "data").mkdir()
+    lines = (json.dumps({"text": text}) + "\n" for text in texts(60))
+    (folder / "data/a.jsonl").write_text("".join(lines))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENSPECTRA_DATA", str(folder / "data"))
+        DataStudy(study_of(corpus=corpus_of()), folder).tokens()
+    for name, hidden, intermediate in (("odd", 100, 204), ("even", 64, 96)):
+        make_model(folder / name, hidden, intermediate, open_artifact(folder / "tokenizer"))
+    return folder
+
+
+def make_model(folder: Path, hidden: int, intermediate: int, tokenizer: Artifact) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": 1}
+    llama = LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2, vocab_size=384, max_position_embeddings=64))
+    config = ModelConfig(model_id="quantlm/1L-8bit", bits=8, group_size=-1, **SAMPLING)
+    with write_artifact(folder, "pretrain", config, {}) as draft:
+        llama.save_pretrained(draft.folder)
+        for record in tokenizer.manifest.files:
+            (draft.folder / record.path).write_bytes(tokenizer.file(record.path).read_bytes())
+        numbers = {"num_parameters": llama.num_parameters(), "num_linear_parameters": 1}
+        draft.metrics |= numbers
+
+
+def command(project: Path, model: str, bits: int, out: str, **keys: int) -> list[str]:
+    """Return the command that quantizes a model of `project`."""
+    config = QuantizeConfig(model_id=f"quantlm/1L-{bits}bit", bits=bits, group_size=-1, **SAMPLING | keys)
+    (project / f"{bits}.json").write_text(config.model_dump_json())
+    inputs = ["--model", model, "--train", "tokens/train"]
+    return ["openspectra", "quantize", "--config", f"{bits}.json", *inputs, "--out", out, "--log", f"{out}.log"]
+
+
+def study_with(tmp_path: Path, **sections) -> Path:
+    content = read_yaml(ROOT / "studies/tiny.yaml")
+    for name, keys in sections.items():
+        content[name] = content[name] | keys if name != "sizes" else keys
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path / "study.yaml"
+
+
+SHAPE = {"num_hidden_layers": 1, "num_attention_heads": 5}
+FREE = {8: -1, 6: -1, 4: -1, 3: -1}
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        (
+            {
+                "sizes": {"2L": {"hidden_size": 100, "intermediate_size": 224, **SHAPE}},
+                "quantization": {"group_size": FREE},
+            },
+            [
+                "sizes.2L.hidden_size: must be a multiple of 32 to be packed at 6 and 3 bits (quantization.bits); got 100."
+            ],
+        ),
+        (
+            {
+                "sizes": {"2L": {"hidden_size": 160, "intermediate_size": 204, **SHAPE}},
+                "quantization": {"group_size": FREE},
+            },
+            ["sizes.2L.intermediate_size: must be a multiple of 32 to be packed at 6 and 3 bits"],
+        ),
+        (
+            {
+                "sizes": {"2L": {"hidden_size": 100, "intermediate_size": 204, **SHAPE}},
+                "quantization": {"group_size": FREE, "bits": [8, 4]},
+            },
+            [],
+        ),
+        (
+            {"quantization": {"group_size": FREE | {4: 8}}},
+            ["quantization.group_size.4: must be one of -1, 16, 32, 64, 128, 256, 512, 1024; got 8."],
+        ),
+        (
+            {"quantization": {"calibration_sequence_length": 129}},
+            ["quantization.calibration_sequence_length: must be 11 to 128 tokens, training.sequence_length; got 129."],
+        ),
+        (
+            {"quantization": {"calibration_sequence_length": 10}},
+            ["quantization.calibration_sequence_length: must be 11 to 128 tokens"],
+        ),
+        (
+            {"training": {"sequence_length": 64}, "quantization": {"calibration_sequence_length": 64}},
+            ["training.sequence_length: must be at least 110 for task `minimal_pairs`"],
+        ),
+    ],
+)
+def test_check_names_what_the_engines_would_refuse(tmp_path, sections, expected):
+    path = study_with(tmp_path, **sections)
+    if not expected:
+        assert load_study(path).models
+        return
+    with pytest.raises(ConfigError) as caught:
+        load_study(path)
+    assert len(caught.value.problems) == len(expected)
+    for problem, start in zip(caught.value.problems, expected, strict=True):
+        assert problem.startswith(f"{path}: {start}")
+
+
+def test_limits_are_those_of_gptqmodel():
+    code = f"""
+import json, torch
+from gptqmodel.nn_modules.qlinear.torch import TorchLinear
+from gptqmodel.quantization.config import FORMAT
+def packs(bits, size):
+    try:
+        layer = TorchLinear(bits=bits, group_size=-1, sym=True, desc_act=False, in_features=size, out_features=size,
+                            bias=False, pack_dtype=torch.int32, register_buffers=True)
+        return TorchLinear._validate(bits=bits, group_size=-1, sym=True, pack_dtype=torch.int32, in_features=size, out_features=size)[0]
+    except Exception:
+        return False
+print(json.dumps([TorchLinear.SUPPORTS_GROUP_SIZE, {{b: packs(b, {BLOCK} + 8) for b in (4, 6, 8)}}]))
+"""
+    environment = os.environ | {"TORCHAO_FORCE_SKIP_LOADING_SO_FILES": "1", "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    group_sizes, takes_any_side = json.loads(done.stdout.splitlines()[-1])
+    assert tuple(group_sizes) == GROUP_SIZES
+    assert {int(bits) for bits, takes in takes_any_side.items() if not takes} == set(BLOCK_BITS) - {3}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [8, 6, 4, 3])
+def test_sides_that_no_block_divides(project, bits):
+    """gptqmodel itself: it packs them at 8 and 4 bits; at the others its error is told in one line, with the log."""
+    finished = run(*command(project, "odd", bits, f"odd-{bits}"), cwd=project)
+    if bits not in BLOCK_BITS:
+        assert finished.returncode == 0, finished.stdout
+        return
+    assert finished.returncode == 1
+    last = finished.stdout.splitlines()[-1]
+    assert last.startswith("openspectra: ") and last.endswith(
+        f"(not expected here; what led to it stands in odd-{bits}.log)"
+    )
+    assert "Error: " in last and "Traceback" not in finished.stdout
+    assert "Traceback" in (project / f"odd-{bits}.log").read_text()
+    assert sorted(path.name for path in (project / f"odd-{bits}").iterdir()) == []
+
+
+def test_error_inside_gptqmodel_is_one_line_with_the_log(project):
+    test_sides_that_no_block_divides(project, 3)
+
+
+@pytest.mark.skipif(not in_namespace("mount"), reason="this machine lets no user mount a file system")
+def test_full_disk_is_one_line(project):
+    quantize = " ".join(command(project, "even", 8, "full/out"))
+    (project / "full").mkdir()
+    script = f"mount -t tmpfs -o size=400k tmpfs full && {quantize}; code=$?; ls -A full/out; exit $code"
+    finished = run(*in_namespace("mount"), "sh", "-c", script, cwd=project)
+    assert finished.returncode == 1
+    assert finished.stdout == (
+        "openspectra: full/out: No space left on device; make room and run the same command again.\n"
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_is_used_and_gives_the_weights_of_a_cpu(project):
+    from safetensors.torch import load_file
+
+    cpu = run(*command(project, "even", 4, "cpu"), cwd=project, CUDA_VISIBLE_DEVICES="")
+    gpu = run(*command(project, "even", 4, "gpu"), cwd=project)
+    assert cpu.returncode == gpu.returncode == 0, cpu.stdout + gpu.stdout
+    weights, expected = (load_file(project / name / "model.safetensors") for name in ("gpu", "cpu"))
+    assert weights.keys() == expected.keys()
+    for name, tensor in expected.items():
+        difference = (weights[name].float() - tensor.float()).norm() / tensor.float().norm()
+        assert difference < 0.02, f"{name}: {difference}"

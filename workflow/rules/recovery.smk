@@ -1,0 +1,90 @@
+"""What the same command does first, so that it goes on after a kill, repairs what is damaged, and trains anew when told."""
+
+import fcntl
+import os
+import platform
+from functools import cache
+from uuid import uuid4
+
+from openspectra.upkeep import quick_check
+from openspectra.writing import WAITS
+from snakemake.logging import logger
+
+
+def release_locks_of_the_dead() -> None:
+    """Remove the locks that a killed Snakemake left on this study, where no other one runs it.
+
+    Every Snakemake of a study holds `.snakemake/<study>.owner` shared as long as it lives, which the kernel ends with
+    the process. Who gets it alone is the only one. Not every shared disk shares such locks between machines: what
+    another machine locked stays locked.
+    """
+    global OWNER  # held to the end of the process
+    Path(".snakemake").mkdir(exist_ok=True)
+    OWNER = open(f".snakemake/{NAME}.owner", "a+", encoding="utf-8")
+    try:
+        fcntl.flock(OWNER, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_only_one = True
+    except BlockingIOError:
+        is_only_one = False
+    except OSError:  # a disk without locks
+        return
+    if is_only_one:
+        OWNER.seek(0)
+        host, _, pid = OWNER.read().partition(" ")
+        left = [path for path in sorted(Path(".snakemake/locks").glob("*.lock")) if locks_this_study(path)]
+        if left and host != platform.node():
+            logger.warning(f"locked by process {pid} on {host}: if it has ended, `snakemake --unlock`, and the same command")
+        else:
+            if left:
+                logger.warning(f"process {pid}, which ran this study before, was killed; going on")
+            for path in left:
+                path.unlink(missing_ok=True)
+            OWNER.truncate(0)
+            OWNER.write(f"{platform.node()} {os.getpid()}")
+            OWNER.flush()
+    fcntl.flock(OWNER, fcntl.LOCK_SH)
+
+
+def locks_this_study(path: Path) -> bool:
+    return any(line.startswith((f"{RESULTS}/", f"{REPORTS}/")) for line in path.read_text(encoding="utf-8").splitlines())
+
+
+def models_to_train_anew() -> list[str]:
+    """Return the models whose training is forced: what their last run left would answer at once otherwise."""
+    settings = workflow.dag_settings
+    forced = set(settings.forcerun) | (set(settings.targets) if settings.forcetargets else set())
+    if settings.forceall or "pretrain_model" in forced:
+        return list(STUDY.pretrained)
+    paths = {os.path.relpath(path) for path in forced}
+    return [model for model in STUDY.pretrained if f"{RESULTS}/{model}/manifest.json" in paths]
+
+
+def plan_what_is_damaged() -> None:
+    """Force the jobs of this call whose artifact stands and is not what its manifest says."""
+    stages = {Path(f"{RESULTS}/{place}/manifest.json"): stage for place, stage in STUDY.artifacts.items()}
+    problems, unread = quick_check(stages | {Path(f"{REPORTS}/manifest.json"): "report"})
+    for line in dict.fromkeys(line for lines in problems.values() for line in lines):
+        logger.warning(line)
+    if problems:
+        logger.warning(f"{len(problems)} artifacts are not as they should be: what this call asks for is made again")
+        workflow.dag.forcefiles.update(map(str, problems))
+    if unread:
+        size = f"{sum(unread) / 1e9:,.1f} GB in {len(unread)} files"
+        logger.warning(f"{size}: looked at by size alone; `openspectra repair {NAME}` reads all")
+
+
+@cache
+def recover() -> list[str]:
+    """Do all this, once, while Snakemake puts together its jobs. Return no file: it is called as the input of a rule.
+
+    The rule is `write_config`, on which everything stands; no hook of Snakemake's runs before it decides what to run.
+    """
+    if workflow.is_main_process:
+        workflow.dag_settings.force_incomplete = True  # what a killed job left is made again
+        plan_what_is_damaged()
+        if workflow.executor_plugin and not workflow.dryrun:
+            release_locks_of_the_dead()
+            os.environ.update({WAITS: "1"})
+            if models := models_to_train_anew():
+                os.environ.update(OPENSPECTRA_TRAIN_ANEW=" ".join([uuid4().hex, *models]))
+    return []
