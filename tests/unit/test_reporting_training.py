@@ -14,6 +14,7 @@ from openspectra.reporting.config import ReportConfig
 from openspectra.reporting.load import Results, load_results
 from openspectra.reporting.page import write_report
 from openspectra.reporting.statistics import mean_intervals
+from openspectra.reporting.tables import valid_by_source
 from openspectra.reporting.ternary import largest_matrices, latent_shares, ternary_table
 from openspectra.reporting.ternary_figures import latent_histograms, sparsity_profile
 from openspectra.reporting.twins import twin_trajectories
@@ -221,3 +222,17 @@ def test_tracking_takes_no_curves_from_the_tables_of_a_report(study):
         "report", "report", CONFIG, {}, lambda draft: means.to_csv(draft.folder / "ternary.csv", index=False)
     )
     assert curves_of(report) == {}
+
+
+def test_validation_loss_by_source_is_a_table_of_the_report(study, tmp_path):
+    rows = [
+        {"step": step, "tokens_seen": step * 2048, "source": source, "valid_loss": loss + 1 / step, "num_tokens": 512}
+        for step in (750, 1500)
+        for source, loss in (("arxiv", 2.0), ("c4", 3.0))
+    ]
+    given = dict(study.artifacts)
+    study.add_pretrained("bilm/0.4M", records={"valid_sources.csv": pd.DataFrame(rows)})
+    table = valid_by_source(load_results(list(study.artifacts.values())))
+    study.artifacts = given
+    assert set(table["model_id"]) == {"bilm/0.4M"} and table["source"].tolist() == ["arxiv", "c4"]
+    assert table["valid_loss"].tolist() == [2.0 + 1 / 1500, 3.0 + 1 / 1500]

@@ -22,7 +22,7 @@ from openspectra.reporting.plan import Plan
 
 MODEL_STAGES = ("pretrain", "quantize")
 CURVE_COLUMNS = ("step", "tokens_seen")
-CURVE_TEXT = ("layer",)
+CURVE_TEXT = ("layer", "source")
 ACCURACY_METRICS = ("acc_norm", "acc", "exact_match")
 """Metrics that may stand for a task, best first, where its builder names none."""
 PAPER_AVERAGE = {

@@ -215,6 +215,7 @@ def training_section(results: Results, config: ReportConfig) -> Section:
         ),
     ]
     csv = {"gaps_over_training.csv": twins.twin_table(trajectories), "ternary.csv": ternary_means}
+    csv["valid_by_source.csv"] = tables.valid_by_source(results)
     return Section(
         "training",
         "Training",

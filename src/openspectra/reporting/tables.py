@@ -9,7 +9,7 @@ import pandas as pd
 from openspectra.evaluation.scores import SCORE_COLUMNS
 from openspectra.identity import nominal_bits
 from openspectra.model_ids import QUANTLM, ModelId
-from openspectra.reporting.load import Model, Results
+from openspectra.reporting.load import Model, Results, read_curve
 from openspectra.reporting.statistics import DocumentLosses, Interval, mean_accuracy
 
 DECIMALS = 6
@@ -25,6 +25,7 @@ MODEL_METRICS = (
     "num_skipped_steps",
 )
 SCORE_TABLE = ("model_id", "family", "size", "bits", *SCORE_COLUMNS, "is_main", "num_sets", "spread")
+SOURCE_TABLE = ("model_id", "tokens_seen", "source", "valid_loss", "num_tokens")
 TRAINING_KEYS = ("tokens_per_step", "steps", "warmup_steps")
 BASELINE_KEYS = tuple(f"baseline_{key}" for key in TRAINING_KEYS)
 DIFFERENCE = "test_loss_difference"
@@ -33,7 +34,15 @@ GAP_TABLE = (
     *(*TRAINING_KEYS, *BASELINE_KEYS, "missing"),
 )
 COUNTS = (
-    *("num_parameters", "num_linear_parameters", "tokens_seen", "num_samples", "num_sets", "num_documents"),
+    *(
+        "num_parameters",
+        "num_linear_parameters",
+        "tokens_seen",
+        "num_tokens",
+        "num_samples",
+        "num_sets",
+        "num_documents",
+    ),
     *("num_loss_spikes", "num_skipped_steps"),
     *(*TRAINING_KEYS, *BASELINE_KEYS),
 )
@@ -82,6 +91,17 @@ def paired_gaps(results: Results, losses: DocumentLosses) -> list[Gap]:
 def gap_table(gaps: list[Gap], losses: DocumentLosses) -> pd.DataFrame:
     """Return the gaps as one row each, with batch, steps and warm-up of both members."""
     return pd.DataFrame([_gap_row(gap, losses) for gap in gaps], columns=list(GAP_TABLE))
+
+
+def valid_by_source(results: Results) -> pd.DataFrame:
+    """Return the last validation loss of every trained model by source of the tokens, where the split has several."""
+    frames = []
+    for model in results.models:
+        rows = read_curve(model, "valid_sources.csv")
+        if rows is not None:
+            last = rows[rows["step"] == rows["step"].max()]
+            frames.append(last.assign(model_id=str(model.id))[list(SOURCE_TABLE)])
+    return pd.concat(frames) if frames else pd.DataFrame(columns=list(SOURCE_TABLE))
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
