@@ -122,25 +122,25 @@ def test_a_requeued_job_of_a_forced_training_goes_on(tiny_copy):
 
 
 def test_whatever_is_missing_is_planned_with_what_follows(tiny_copy):
-    for place in load_study(tiny_copy / "studies/tiny.yaml").artifacts:
+    one_of_each_stage = {stage: place for place, stage in load_study(tiny_copy / "studies/tiny.yaml").artifacts.items()}
+    for place in one_of_each_stage.values():
         manifest = tiny_copy / "results/tiny" / place / "manifest.json"
         manifest.rename(manifest.with_name("aside"))
-        if "/" in place or place == "contamination":  # the others are rebuilt by the same rule of Snakemake
-            output = snakemake(tiny_copy, "-n", "--quiet", "host").stdout
-            assert f"output: results/tiny/{place}/manifest.json" in output, place
-            assert planned(output)["render_report"] == 1, place
+        plan = snakemake(tiny_copy, "-n").stdout
+        assert f"output: results/tiny/{place}/manifest.json" in plan, place
+        assert planned(plan)["render_report"] == 1, place
         manifest.with_name("aside").rename(manifest)
     assert "Nothing to be done" in snakemake(tiny_copy, "-n").stdout
 
 
-def test_quick_check_finds_every_altered_file_and_the_workflow_plans_its_artifact(tiny_copy):
+def test_quick_check_finds_altered_files_and_the_workflow_plans_its_artifact(tiny_copy):
     stages = {
         tiny_copy / "results/tiny" / place / "manifest.json": stage
         for place, stage in load_study(tiny_copy / "studies/tiny.yaml").artifacts.items()
     }
     assert quick_check(stages) == ({}, [])
     for manifest in stages:
-        for record in open_artifact(manifest).manifest.files:
+        for record in open_artifact(manifest).manifest.files[:3]:
             path = manifest.parent / record.path
             content = path.read_bytes()
             if content:
