@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import random
 import shutil
 import signal
@@ -217,21 +218,31 @@ def test_killed_workflow_goes_on_and_a_living_one_is_left_alone(tiny_copy):
     first.wait()
     third = snakemake(tiny_copy, "pretrain")  # the training of the first may still run: it is waited for
     assert third.returncode == 0, third.stdout[-3000:]
-    assert f"process {first.pid}, which ran this study before, was killed; going on" in third.stdout
+    assert (
+        f"process {first.pid} on {platform.node()}, which ran this study before, was killed; going on" in third.stdout
+    )
     assert open_artifact(tiny_copy / TRILM).manifest.config["peak_lr"] == 7e-3
     assert "Nothing to be done" in snakemake(tiny_copy, "pretrain").stdout
 
 
-@pytest.mark.parametrize("host", ["elsewhere", None])
-def test_locks_of_another_machine_stay(tiny_copy, host):
+@pytest.mark.parametrize(
+    ("workflow", "job"), [("17 on elsewhere", None), ("", None), (f"17 on {platform.node()}", "elsewhere")]
+)
+def test_what_another_machine_may_still_write_stays_locked(tiny_copy, workflow, job):
     locks = tiny_copy / ".snakemake/locks"
     locks.mkdir(exist_ok=True)
     (locks / "0.output.lock").write_text(f"{TRILM}/manifest.json\n")
-    (tiny_copy / ".snakemake/tiny.owner").write_text(f"{host} 17" if host else "")
+    (tiny_copy / ".snakemake/tiny.owner").write_text(workflow)
     (tiny_copy / TRILM / "manifest.json").unlink()
+    if job:
+        (tiny_copy / TRILM / "owner.json").write_text(json.dumps({"host": job, "pid": 18, "job": "7"}))
     refused = snakemake(tiny_copy, "pretrain")
     assert refused.returncode == 1 and "LockException" in refused.stdout
-    assert "if it has ended, `snakemake --unlock`, and the same command" in refused.stdout
+    who = (
+        f'{TRILM}: {{"host": "elsewhere", "pid": 18, "job": "7"}}' if job else workflow or "a process that left no name"
+    )
+    assert f"may still write here: {who}" in refused.stdout
+    assert "if all have ended: `snakemake --unlock`, then the same command" in refused.stdout
     assert (locks / "0.output.lock").exists()
 
 
