@@ -211,16 +211,20 @@ def test_results_on_another_disk_behind_links_are_the_same_results(tiny_copy, tm
 def test_killed_workflow_goes_on_and_a_living_one_is_left_alone(tiny_copy):
     edit_study(tiny_copy, "peak_lr: {2L: 8e-3}", "peak_lr: {2L: 7e-3}")
     first = start(tiny_copy, "pretrain")
-    wait_for_training(first, tiny_copy)
+    trainer = wait_for_training(first, tiny_copy)
+    os.kill(trainer, signal.SIGSTOP)  # it lives, for as long as this takes
     second = snakemake(tiny_copy, "pretrain")
     assert second.returncode == 1 and "LockException" in second.stdout
     first.kill()
     first.wait()
-    third = snakemake(tiny_copy, "pretrain")  # the training of the first may still run: it is waited for
-    assert third.returncode == 0, third.stdout[-3000:]
-    assert (
-        f"process {first.pid} on {platform.node()}, which ran this study before, was killed; going on" in third.stdout
-    )
+    third, output = start(tiny_copy, "pretrain"), tiny_copy / "output.txt"
+    while f'"pid": {trainer}' not in output.read_text():
+        assert third.poll() is None, output.read_text()
+        time.sleep(0.1)
+    os.kill(trainer, signal.SIGCONT)
+    assert third.wait() == 0, output.read_text()
+    assert f"process {first.pid} on {platform.node()}, which ran this study before, was killed" in output.read_text()
+    assert "is writing here, left by a workflow before; waiting until it ends" in output.read_text()
     assert open_artifact(tiny_copy / TRILM).manifest.config["peak_lr"] == 7e-3
     assert "Nothing to be done" in snakemake(tiny_copy, "pretrain").stdout
 
