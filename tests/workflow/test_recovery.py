@@ -257,10 +257,11 @@ def disturbed(project: Path, kills: int, rng: random.Random, longest: float) -> 
         process = start(project)
         time.sleep(rng.uniform(1, longest))
         stages = stages_below(process.pid)
-        victims, name = (stages, "j") if stages and rng.random() < 0.5 else ([process.pid], "s")
+        name = "j" if stages and rng.random() < 0.5 else "s"
+        victim = rng.choice(stages) if name == "j" else process.pid
         if process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.kill(rng.choice(victims), rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
+            with suppress(ProcessLookupError):  # Snakemake itself may hang on a TERM, in its own handler
+                os.kill(victim, rng.choice([signal.SIGKILL, signal.SIGTERM]) if name == "j" else signal.SIGKILL)
                 killed += name
         elif process.returncode == 0:
             break  # all is done before so many moments have come
