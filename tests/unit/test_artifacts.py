@@ -1,8 +1,10 @@
 """An artifact exists with its manifest or not at all, and every altered byte is found."""
 
+import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 from conftest import kills_at_file_operations
@@ -10,6 +12,7 @@ from conftest import kills_at_file_operations
 from openspectra.artifacts import describe_lineage, open_artifact, verify_tree, write_artifact
 from openspectra.data.config import TokensConfig
 from openspectra.errors import DamagedArtifactError, OpenSpectraError
+from openspectra.writing import WAITS
 
 
 def make(folder, content=b"abc" * 100, parents=None):
@@ -146,3 +149,93 @@ def test_lock_of_a_killed_writer_is_taken_over(tmp_path, caplog):
     make(out)
     assert 'the writer before, {"pid": 1}, ended without a word' in caplog.text
     assert not (out / "lock").exists() and not (out / "owner.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("umask", "file", "folder"), [(0o022, 0o644, 0o755), (0o002, 0o664, 0o775), (0o077, 0o600, 0o700)]
+)
+def test_umask_rules_every_file_whoever_wrote_it(tmp_path, umask, file, folder):
+    import torch
+    from safetensors.torch import save_file
+
+    before = os.umask(umask)
+    try:
+        with write_artifact(tmp_path / "a", "tokens", TokensConfig(split="train"), {}) as draft:
+            (draft.folder / "sub").mkdir(mode=0o700)
+            save_file({"weight": torch.zeros(3)}, draft.folder / "sub/model.safetensors")  # its own choice is 0600
+            (draft.folder / "script").touch(mode=0o755)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "a").rglob("*")}
+    assert modes == dict.fromkeys(("manifest.json", "run.json", "script", "model.safetensors"), file) | {"sub": folder}
+
+
+def test_parents_are_found_from_a_folder_that_is_a_link_and_from_its_true_place(tmp_path):
+    study = tmp_path / "results/study"
+    corpus = make(study / "corpora/a")
+    make(study / "tokens/train", b"tokens", {"corpus": corpus})
+    shutil.move(study / "tokens", tmp_path / "disk")
+    (study / "tokens").symlink_to(tmp_path / "disk")
+    make(study / "tokens/new/one", b"more", {"corpus": corpus})  # written through the link, the other before the move
+    for name in ("train", "new/one"):
+        (parent,) = open_artifact(study / "tokens" / name).parents("tokens")
+        assert parent.sha256 == corpus.sha256
+    assert len(verify_tree(study)) == 3
+    shutil.move(study / "corpora", tmp_path / "elsewhere")
+    (study / "corpora").symlink_to(tmp_path / "elsewhere")
+    assert len(verify_tree(study)) == 3
+    assert f"{study}/corpora/a  [tokens" in describe_lineage(open_artifact(study / "tokens/train"))
+
+
+def test_what_verify_cannot_enter_is_told(tmp_path):
+    make(tmp_path / "a")
+    (tmp_path / "gone").symlink_to(tmp_path / "unmounted")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    with pytest.raises(DamagedArtifactError) as error:
+        verify_tree(tmp_path)
+    assert str(error.value).splitlines() == [
+        f"{tmp_path}/gone: not checked, a link to {tmp_path}/unmounted, which is missing; mend the link.",
+        f"{tmp_path}/loop: not checked, a link to a folder that holds it; remove the link.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("place", "fits"),
+    [
+        ("results/study/tokens/train", True),
+        ("results/study/tokens/valid", False),
+        ("results/study/mine/train", True),  # no artifact's place, so anything may be there
+        ("results/study/trilm/2L", False),
+        ("elsewhere/tokens/valid", True),
+    ],
+)
+def test_artifact_in_the_place_of_another_is_refused(tmp_path, place, fits):
+    make(tmp_path / "made")
+    shutil.copytree(tmp_path / "made", tmp_path / place)
+    if fits:
+        open_artifact(tmp_path / place)
+    else:
+        with pytest.raises(DamagedArtifactError, match="belongs into tokens/train of a study and was put here by hand"):
+            open_artifact(tmp_path / place)
+
+
+def test_job_of_a_workflow_waits_for_a_writer_that_outlived_the_one_before(tmp_path, monkeypatch):
+    """By hand a second writer is an error; the job of a workflow after a kill goes on as soon as the first has ended."""
+    script = """
+import sys
+from pathlib import Path
+from openspectra.writing import only_writer
+with only_writer(Path(sys.argv[1])):
+    print("writing", flush=True)
+    sys.stdin.readline()
+"""
+    first = subprocess.Popen(
+        [sys.executable, "-c", script, tmp_path / "out"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert first.stdout.readline() == "writing\n"
+    end = threading.Timer(1, first.communicate, ["\n"])
+    end.start()
+    monkeypatch.setenv(WAITS, "1")
+    make(tmp_path / "out").verify()
+    assert first.poll() == 0
+    end.join()

@@ -1,7 +1,9 @@
 """What is installed is what is declared: pins, hashes, and no word about the machine that wrote the lock."""
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -9,6 +11,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -120,3 +123,47 @@ def test_installed_packages_agree_but_for_the_known_conflict():
         pytest.skip("pip is not installed in this environment")
     conflicts = [line for line in found.stdout.splitlines() if not line.startswith("No broken requirements")]
     assert all(line.startswith(DECLARED_BUT_NOT_NEEDED) for line in conflicts), conflicts
+
+
+def test_set_up_goes_on_without_the_extension_and_shows_the_cause(tmp_path):
+    """In a folder with a space, with a Python that stands for one where the extension cannot be built."""
+    project = tmp_path / "a project"
+    for name in ("Makefile", "pyproject.toml", "envs/lock.txt"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, project / name)
+    programs = project / ".venv/bin"
+    programs.mkdir(parents=True)
+    for name, line in (
+        ("pip", "exit 0"),
+        ("python", 'case "$*" in *warm_up*) echo "ld: no such folder"; exit 1;; esac'),
+    ):
+        (programs / name).write_text(f"#!/bin/sh\n{line}\n")
+        (programs / name).chmod(0o755)
+    made = subprocess.run(
+        ["make", "env", f"PYTHON={sys.executable}"], cwd=project, capture_output=True, text=True, check=False
+    )
+    assert made.returncode == 0, made.stderr
+    assert "ld: no such folder" in made.stdout
+    assert "quantizing works without it" in made.stdout
+    assert (project / ".venv/installed").exists()
+
+
+def test_warm_up_names_the_cause_where_it_fails(tmp_path):
+    settings = {"CXX": "/bin/false", "GPTQMODEL_EXT_BUILD": str(tmp_path / "build")}
+    command = [sys.executable, "-m", "openspectra.quantization.warm_up"]
+    made = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=False)
+    assert made.returncode == 1
+    assert "Command '['/bin/false', '--version']' returned non-zero exit status 1" in made.stderr + made.stdout
+
+
+@pytest.mark.slow
+def test_warm_up_compiles_in_a_folder_with_a_space(tmp_path):
+    packages = tmp_path / "a b/packages"
+    packages.parent.mkdir()
+    packages.symlink_to(Path(torch.__file__).parents[1])
+    settings = {"PYTHONPATH": f"{packages}{os.pathsep}{ROOT / 'src'}", "GPTQMODEL_EXT_BUILD": str(tmp_path / "build")}
+    command = [sys.executable, "-m", "openspectra.quantization.warm_up"]
+    made = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stdout[-3000:]
+    assert str(packages) in made.stdout + made.stderr  # it was compiled from there
+    assert list((tmp_path / "build").rglob("*.so"))

@@ -12,37 +12,46 @@ from snakemake.logging import logger
 
 
 def release_locks_of_the_dead() -> None:
-    """Remove the locks that a killed Snakemake left on this study, where no other one runs it.
+    """Remove the locks that a killed Snakemake left on this study, where it is certain that nobody lives.
 
-    Every Snakemake of a study holds `.snakemake/<study>.owner` shared as long as it lives, which the kernel ends with
-    the process. Who gets it alone is the only one. Not every shared disk shares such locks between machines: what
-    another machine locked stays locked.
+    Every Snakemake of a study holds `.snakemake/<study>.owner` shared as long as it lives; the kernel ends that with the
+    process. Who gets the file alone is the only one. Between machines that proves nothing, not every shared disk has
+    such locks: what another machine locked, or has a job writing at, stays locked.
     """
     global OWNER  # held to the end of the process
     Path(".snakemake").mkdir(exist_ok=True)
     OWNER = open(f".snakemake/{NAME}.owner", "a+", encoding="utf-8")
     try:
         fcntl.flock(OWNER, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        is_only_one = True
-    except BlockingIOError:
-        is_only_one = False
+    except BlockingIOError:  # another one lives
+        fcntl.flock(OWNER, fcntl.LOCK_SH)
+        return
     except OSError:  # a disk without locks
         return
-    if is_only_one:
-        OWNER.seek(0)
-        host, _, pid = OWNER.read().partition(" ")
-        left = [path for path in sorted(Path(".snakemake/locks").glob("*.lock")) if locks_this_study(path)]
-        if left and host != platform.node():
-            logger.warning(f"locked by process {pid} on {host}: if it has ended, `snakemake --unlock`, and the same command")
-        else:
-            if left:
-                logger.warning(f"process {pid}, which ran this study before, was killed; going on")
-            for path in left:
-                path.unlink(missing_ok=True)
-            OWNER.truncate(0)
-            OWNER.write(f"{platform.node()} {os.getpid()}")
-            OWNER.flush()
+    OWNER.seek(0)
+    before = OWNER.read() or "a process that left no name"
+    left = [path for path in sorted(Path(".snakemake/locks").glob("*.lock")) if locks_this_study(path)]
+    doubts = [before] * (platform.node() not in before.split()) + writers_on_other_machines() if left else []
+    if doubts:
+        for who in doubts:
+            logger.warning(f"may still write here: {who}")
+        logger.warning("if all have ended: `snakemake --unlock`, then the same command")
+    else:
+        if left:
+            logger.warning(f"process {before}, which ran this study before, was killed; going on")
+        for path in left:
+            path.unlink(missing_ok=True)
+        OWNER.truncate(0)
+        OWNER.write(f"{os.getpid()} on {platform.node()}")
+        OWNER.flush()
     fcntl.flock(OWNER, fcntl.LOCK_SH)
+
+
+def writers_on_other_machines() -> list[str]:
+    """Return the folder and the owner of every artifact that a job of another machine began and did not end."""
+    owners = [Path(RESULTS, place, "owner.json") for place in STUDY.artifacts]
+    found = [(owner, owner.read_text(encoding="utf-8")) for owner in owners if owner.is_file()]
+    return [f"{owner.parent}: {who}" for owner, who in found if f'"host": "{platform.node()}"' not in who]
 
 
 def locks_this_study(path: Path) -> bool:
