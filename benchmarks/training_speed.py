@@ -245,12 +245,12 @@ def line_up(arguments: argparse.Namespace, field: Field) -> list[Contender]:
 def levers(field: Field) -> list[Contender]:
     """Return our trainer without the levers, with each alone, with all; where they are at hand, nanoGPT plain and compiled.
 
-    In float32 there is no half-precision stream, and all levers are what a run there takes: the compiler alone.
+    In float32 a run takes the compiler alone: that is what is together there, and there is no half-precision stream.
     """
     without = {"attention": "fused", "float32_stream": True}
-    alone = {"products": without | {"attention": "products"}, "compiled": without | {"compile": True}}
+    alone = {"products": without | {"attention": "products"}}
     if field.common["precision"] != "32-true":
-        alone["half-precision stream"] = without | {"float32_stream": False}
+        alone |= {"half-precision stream": without | {"float32_stream": False}, "compiled": without | {"compile": True}}
     ours = [field.ours("without", "floatlm", **without)]
     ours += [field.ours(name, "floatlm", **settings) for name, settings in alone.items()]
     ours += [field.ours("together", "floatlm", compile=True), field.ours("together, trilm", "trilm", compile=True)]
