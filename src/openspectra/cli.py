@@ -186,6 +186,9 @@ def pretrain(
     strategy: Annotated[
         Strategy, typer.Option(help="ddp: each holds the whole model; fsdp2: each holds a part.")
     ] = "ddp",
+    micro_batch: Annotated[
+        int, typer.Option(min=0, help="Sequences per pass; 0: the most that divide a rank's share of a step, up to 8.")
+    ] = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget checkpoints and train anew.")] = False,
     log: Log = None,
 ) -> None:
@@ -196,7 +199,7 @@ def pretrain(
     from openspectra.training.interruption import Interruption
     from openspectra.training.world import World, launch
 
-    world = World.from_environment(devices, strategy)
+    world = World.from_environment(devices, strategy, micro_batch)
     if world is None:
         sys.exit(launch(devices, threads))
     _set_threads(max(1, threads // world.size))

@@ -185,7 +185,6 @@ class Study(StudyFile):
             precision=training.precision,
             sequence_length=training.sequence_length,
             global_batch_size=recipe.batch_tokens // training.sequence_length,
-            micro_batch_size=recipe.micro_batch_size,
             max_steps=max_steps,
             warmup_steps=round(training.warmup_fraction * max_steps),
             schedule=recipe.schedule,

@@ -54,8 +54,6 @@ class FamilyConfig(Config):
     schedule: Literal["cosine", "linear"]
     batch_tokens: PositiveInt
     """Tokens per optimizer step: a multiple of `training.sequence_length`."""
-    micro_batch_size: PositiveInt
-    """Sequences per forward and backward pass."""
     peak_lr: PeakRates
     min_lr_fraction: Fraction = 0.0
     """Last learning rate of a cosine schedule, as a share of its peak."""

@@ -18,7 +18,6 @@ def config(**changes) -> PretrainConfig:
         "precision": "32-true",
         "sequence_length": 16,
         "global_batch_size": 4,
-        "micro_batch_size": 2,
         "max_steps": 1000,
         "warmup_steps": 100,
         "schedule": "linear",

@@ -11,7 +11,7 @@ from conftest import kills_at_file_operations
 from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader
 
-from openspectra.errors import DamagedArtifactError, OpenSpectraError
+from openspectra.errors import ConfigError, DamagedArtifactError, OpenSpectraError
 from openspectra.model.config import LlamaShape
 from openspectra.model.families import load_family
 from openspectra.model.llama import Llama
@@ -27,6 +27,7 @@ from openspectra.training.world import World
 
 torch.set_num_threads(1)  # models this small gain nothing from a second thread, and lose much on a busy machine
 
+WORLD = World(micro_batch=2)  # two micro batches a step
 SHAPE = LlamaShape(
     vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, scales_per_matrix=2
 )
@@ -41,7 +42,6 @@ def config(**changes) -> PretrainConfig:
         "precision": "32-true",
         "sequence_length": 16,
         "global_batch_size": 4,
-        "micro_batch_size": 2,
         "max_steps": 12,
         "warmup_steps": 2,
         "schedule": "linear",
@@ -88,11 +88,11 @@ class At(L.Callback):
 def train(settings: PretrainConfig, folder, *callbacks, interruption=None, trainer=None) -> Pretraining:
     checkpoints = CheckpointFolder(folder, settings, {})
     checkpoints.prepare()
-    module = Pretraining(settings, RandomTokens(1), checkpoints, World())
+    module = Pretraining(settings, RandomTokens(1), checkpoints, WORLD)
     saver = Checkpointing(interruption or Interruption())
-    trainer = trainer or build_trainer(settings, module.step, World(), [saver, *callbacks])
+    trainer = trainer or build_trainer(settings, module.step, WORLD, [saver, *callbacks])
     trainer.callbacks[:0] = [] if saver in trainer.callbacks else [saver, *callbacks]
-    trainer.fit(module, DataLoader(StepData(settings, RandomTokens(0), module.step), batch_size=None))
+    trainer.fit(module, DataLoader(StepData(settings, RandomTokens(0), module.step, WORLD), batch_size=None))
     return module
 
 
@@ -259,11 +259,23 @@ def test_killed_at_any_file_operation_a_save_leaves_the_state_before_or_the_new_
 
 def test_ranks_and_micro_batches_read_the_sequences_of_a_step():
     tokens = RandomTokens(0)
-    expected = [torch.cat(list(StepData(config(max_steps=1), tokens, 0)))]
+    settings = config(max_steps=1)
+    expected = [torch.cat(list(StepData(settings, tokens, 0, WORLD)))]
     for world_size, micro in ((1, 4), (1, 1), (2, 2), (2, 1), (4, 1)):
-        settings = config(max_steps=1, micro_batch_size=micro)
-        parts = [batch for rank in range(world_size) for batch in StepData(settings, tokens, 0, rank, world_size)]
+        ranks = [World(rank, world_size, micro_batch=micro) for rank in range(world_size)]
+        parts = [batch for rank in ranks for batch in StepData(settings, tokens, 0, rank)]
         assert sorted(torch.cat(parts).tolist()) == sorted(expected[0].tolist())
+
+
+@pytest.mark.parametrize(("batch", "size", "micro"), [(512, 1, 8), (4, 1, 4), (4, 2, 2), (528, 4, 6), (22, 2, 1)])
+def test_micro_batch_is_the_most_that_divide_a_ranks_share(batch, size, micro):
+    assert World(size=size).micro_batch_of(batch) == micro
+
+
+@pytest.mark.parametrize(("size", "micro"), [(3, 0), (2, 3), (1, 8)])
+def test_ranks_and_micro_batches_that_do_not_divide_a_step_are_refused(size, micro):
+    with pytest.raises(ConfigError, match=rf"{size} ranks with micro batches of . do not divide a batch of 4 .*change"):
+        World(size=size, micro_batch=micro).micro_batch_of(4)
 
 
 def test_spike_is_five_deviations_above_the_window():

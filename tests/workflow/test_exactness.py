@@ -223,8 +223,9 @@ def worlds(model: str, double: bool, tiny, nursery, tmp_path) -> dict[str, Run]:
     runs = {}
     for ranks, strategy, micro in layouts:
         name = f"{strategy} {ranks} x {micro}"
-        changes = {"global_batch_size": 8, "micro_batch_size": micro, "max_steps": 100, "log_every_steps": 1}
-        run = Run(tiny, tmp_path / name, model, changes, ("--strategy", strategy, "--devices", str(ranks)))
+        changes = {"global_batch_size": 8, "max_steps": 100, "log_every_steps": 1}
+        options = ("--strategy", strategy, "--devices", str(ranks), "--micro-batch", str(micro))
+        run = Run(tiny, tmp_path / name, model, changes, options)
         run.more = {"double": double}
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
         ranked = [place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
@@ -274,8 +275,8 @@ def test_worlds_read_the_same_text_and_learn_the_same(tiny, nursery, tmp_path, m
 
 
 def test_launcher_passes_signals_on_and_has_one_exit_code(tiny, tmp_path):
-    changes = {"max_steps": 2000, "micro_batch_size": 2}
-    run = Run(tiny, tmp_path / "run", changes=changes, options=("--devices", "2", "--threads", "2"))
+    options = ("--devices", "2", "--threads", "2", "--micro-batch", "2")
+    run = Run(tiny, tmp_path / "run", changes={"max_steps": 2000}, options=options)
     command = [sys.executable, "-m", "openspectra.cli", *run.arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 120
@@ -286,8 +287,8 @@ def test_launcher_passes_signals_on_and_has_one_exit_code(tiny, tmp_path):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output
     assert "state saved; the same command continues" in output
-    config = json.loads((run.folder / "config.json").read_text()) | {"global_batch_size": 3, "micro_batch_size": 1}
+    config = json.loads((run.folder / "config.json").read_text()) | {"global_batch_size": 3}
     (run.folder / "config.json").write_text(json.dumps(config))
     refused = subprocess.run(command, capture_output=True, text=True, check=False)
     assert refused.returncode == 2, refused.stderr
-    assert "--devices: 2 ranks with micro batches of 1 do not divide a batch of 3 sequences" in refused.stderr
+    assert "--devices: 2 ranks with micro batches of 2 do not divide a batch of 3 sequences" in refused.stderr

@@ -31,8 +31,6 @@ class PretrainConfig(Config):
     """Tokens the model reads per training sample."""
     global_batch_size: PositiveInt
     """Sequences per optimizer step."""
-    micro_batch_size: PositiveInt
-    """Sequences per forward and backward pass."""
     max_steps: PositiveInt
     """Optimizer steps of the whole run."""
     warmup_steps: Annotated[int, Field(ge=0)]
@@ -97,10 +95,6 @@ class PretrainConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self):
-        if self.global_batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"`micro_batch_size` must divide `global_batch_size`; got {self.micro_batch_size} and {self.global_batch_size}."
-            )
         if self.sequence_length > self.shape.max_position_embeddings:
             raise ValueError(
                 f"`sequence_length` must not exceed `max_position_embeddings`; "

@@ -172,11 +172,12 @@ class Pretraining(L.LightningModule):
         config, world = self.config, self.world
         count = min(config.valid_sequences, self.valid.num_sequences(config.sequence_length))
         losses = torch.zeros(count, dtype=torch.float64, device=self.device)
-        starts = range(0, count, config.micro_batch_size)
+        micro = world.micro_batch_of(config.global_batch_size)
+        starts = range(0, count, micro)
         for turn in range(0, len(starts), world.size):
             mine = turn + world.rank
             first = starts[min(mine, len(starts) - 1)]  # every rank takes every turn: a sharded model needs them all
-            indices = range(first, min(first + config.micro_batch_size, count))
+            indices = range(first, min(first + micro, count))
             batch = torch.from_numpy(self.valid.sequences(indices, config.sequence_length)).to(self.device)
             with self.trainer.precision_plugin.forward_context():
                 token_losses = self.llama(batch[:, :-1], batch[:, 1:], reduction="none")

@@ -66,6 +66,7 @@ def pretrain(
             draft.metrics |= save_model(llama, config.family, config.export_dtype, tokenizer, draft.folder)
             draft.metrics |= _save_records(module, draft.folder)
             draft.run |= {"ranks": world.size, "strategy": world.strategy}
+            draft.run["micro_batch"] = world.micro_batch_of(config.global_batch_size)
         checkpoints.remove_other_runs()
 
 
@@ -85,7 +86,7 @@ def _train(
         return module, module.llama
     checkpointing = Checkpointing(interruption)
     if not world.any(interruption.requested):
-        data = StepData(config, Tokens(parents["tokens_train"]), module.step, world.rank, world.size)
+        data = StepData(config, Tokens(parents["tokens_train"]), module.step, world)
         trainer = build_trainer(config, module.step, world, [checkpointing, progress])
         trainer.fit(module, DataLoader(data, batch_size=None))
     if module.step == config.max_steps:
@@ -99,11 +100,12 @@ def build_trainer(config: PretrainConfig, step: int, world: World, callbacks: li
     """Return the Lightning trainer of a run that goes on from `step`."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).handlers.clear()  # their lines go to our log, not to the console as well
+    batch = config.global_batch_size
     return L.Trainer(
         accelerator="auto",
         precision=config.precision,
         max_steps=config.max_steps - step,
-        accumulate_grad_batches=config.global_batch_size // (config.micro_batch_size * world.size),
+        accumulate_grad_batches=batch // (world.micro_batch_of(batch) * world.size),
         callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,
@@ -142,10 +144,9 @@ def _check(config: PretrainConfig, train: Artifact, valid: Artifact, world: Worl
         problems.append("precision: 16-mixed needs a GPU, Lightning would silently take bfloat16; choose 32-true.")
     if config.uses_loss_scaling and world.is_sharded:
         problems.append("--strategy: the loss scaler of 16-mixed is not sharded; choose ddp, or bf16-mixed.")
-    if config.global_batch_size % (config.micro_batch_size * world.size):
-        problems.append(
-            f"--devices: {world.size} ranks with micro batches of {config.micro_batch_size} do not divide a batch of "
-            f"{config.global_batch_size} sequences; change `micro_batch_size` or the number of devices."
-        )
+    try:
+        world.micro_batch_of(config.global_batch_size)
+    except ConfigError as error:
+        problems += error.problems
     if problems:
         raise ConfigError(problems)

@@ -17,6 +17,8 @@ from openspectra.errors import ConfigError
 from openspectra.training.interruption import SIGNALS
 
 Strategy = Literal["ddp", "fsdp2"]
+LARGEST_MICRO_BATCH = 8
+"""Most sequences per pass where nobody asks for a number."""
 RANK_VARIABLE, SIZE_VARIABLE = "LOCAL_RANK", "WORLD_SIZE"
 SECONDS_BETWEEN_LOOKS = 0.1
 INTERRUPTED = 75
@@ -29,13 +31,31 @@ class World:
     rank: int = 0
     size: int = 1
     strategy: Strategy = "ddp"
+    micro_batch: int = 0
+    """Sequences per forward and backward pass of a rank; 0: as `micro_batch_of` chooses."""
 
     @classmethod
-    def from_environment(cls, devices: int, strategy: Strategy) -> "World | None":
+    def from_environment(cls, devices: int, strategy: Strategy, micro_batch: int = 0) -> "World | None":
         """Return this process's place; None where several ranks are wanted and nobody has started them yet."""
         if {RANK_VARIABLE, SIZE_VARIABLE} <= os.environ.keys():
-            return cls(int(os.environ[RANK_VARIABLE]), int(os.environ[SIZE_VARIABLE]), strategy)
-        return cls(strategy=strategy) if devices == 1 else None
+            return cls(int(os.environ[RANK_VARIABLE]), int(os.environ[SIZE_VARIABLE]), strategy, micro_batch)
+        return cls(strategy=strategy, micro_batch=micro_batch) if devices == 1 else None
+
+    def micro_batch_of(self, batch: int) -> int:
+        """Return the sequences per pass where a step has `batch`: as given, else the largest number that divides.
+
+        Raises `ConfigError` where ranks times micro batch do not divide the batch.
+        """
+        share, rest = divmod(batch, self.size)
+        micro = self.micro_batch or max(n for n in range(1, LARGEST_MICRO_BATCH + 1) if share % n == 0)
+        if rest or share % micro:
+            raise ConfigError(
+                [
+                    f"--devices: {self.size} ranks with micro batches of {micro} do not divide a batch of {batch} "
+                    "sequences; change --micro-batch or the number of devices."
+                ]
+            )
+        return micro
 
     @property
     def is_sharded(self) -> bool:
