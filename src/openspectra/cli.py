@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from openspectra.errors import OpenSpectraError
-from openspectra.training.world import Strategy
+from openspectra.training.world import Recompute, Strategy
 
 logger = logging.getLogger("openspectra.cli")
 app = typer.Typer(
@@ -189,6 +189,9 @@ def pretrain(
     micro_batch: Annotated[
         int, typer.Option(min=0, help="Sequences per pass; 0: the most that divide a rank's share of a step, up to 8.")
     ] = 0,
+    recompute: Annotated[
+        Recompute, typer.Option(help="blocks: compute each block again in the backward pass, to save memory.")
+    ] = "none",
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget checkpoints and train anew.")] = False,
     log: Log = None,
 ) -> None:
@@ -199,7 +202,7 @@ def pretrain(
     from openspectra.training.interruption import Interruption
     from openspectra.training.world import World, launch
 
-    world = World.from_environment(devices, strategy, micro_batch)
+    world = World.from_environment(devices, strategy=strategy, micro_batch=micro_batch, recompute=recompute)
     if world is None:
         sys.exit(launch(devices, threads))
     _set_threads(max(1, threads // world.size))

@@ -14,7 +14,7 @@ STAGE_VERSIONS = {
     "tokens": 3,
     "benchmarks": 1,
     "contamination": 3,
-    "pretrain": 2,
+    "pretrain": 3,
     "checkpoint": 1,
     "quantize": 2,
     "tasks": 1,

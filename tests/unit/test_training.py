@@ -20,9 +20,12 @@ from openspectra.training.checkpoint import KEPT, CheckpointFolder
 from openspectra.training.config import PretrainConfig
 from openspectra.training.instruments import BIN_COLUMNS, Instruments
 from openspectra.training.interruption import Interruption
+from openspectra.training.loss_scaler import HYSTERESIS, WINDOW, LossScaler
 from openspectra.training.module import Checkpointing, Pretraining
 from openspectra.training.pretrain import build_trainer
-from openspectra.training.spikes import WINDOW, Spikes
+from openspectra.training.recipe import learning_rate
+from openspectra.training.spikes import WINDOW as SPIKE_WINDOW
+from openspectra.training.spikes import Spikes
 from openspectra.training.world import World
 
 torch.set_num_threads(1)  # models this small gain nothing from a second thread, and lose much on a busy machine
@@ -85,14 +88,14 @@ class At(L.Callback):
             self.action(module)
 
 
-def train(settings: PretrainConfig, folder, *callbacks, interruption=None, trainer=None) -> Pretraining:
+def train(settings: PretrainConfig, folder, *callbacks, interruption=None, trainer=None, world=WORLD) -> Pretraining:
     checkpoints = CheckpointFolder(folder, settings, {})
     checkpoints.prepare()
-    module = Pretraining(settings, RandomTokens(1), checkpoints, WORLD)
+    module = Pretraining(settings, RandomTokens(1), checkpoints, world)
     saver = Checkpointing(interruption or Interruption())
-    trainer = trainer or build_trainer(settings, module.step, WORLD, [saver, *callbacks])
+    trainer = trainer or build_trainer(settings, module.step, world, [saver, *callbacks])
     trainer.callbacks[:0] = [] if saver in trainer.callbacks else [saver, *callbacks]
-    trainer.fit(module, DataLoader(StepData(settings, RandomTokens(0), module.step, WORLD), batch_size=None))
+    trainer.fit(module, DataLoader(StepData(settings, RandomTokens(0), module.step, world), batch_size=None))
     return module
 
 
@@ -133,6 +136,25 @@ def test_interrupted_run_records_the_same_as_an_undisturbed_one(tmp_path):
         assert torch.equal(parameter, dict(second.llama.named_parameters())[name]), name
 
 
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
+def test_blocks_computed_again_leave_every_bit(tmp_path, precision):
+    calls = {"none": 0, "blocks": 0}
+
+    def train_with(recompute: str) -> Pretraining:
+        def count(*_):
+            calls[recompute] += 1
+
+        hook = At(0, lambda module: module.step or module.llama.model.layers[0].mlp.register_forward_pre_hook(count))
+        world = World(micro_batch=4, recompute=recompute)
+        return train(config(precision=precision), tmp_path / recompute, hook, world=world)
+
+    kept, computed = train_with("none"), train_with("blocks")
+    assert computed.tables == kept.tables
+    assert all(torch.equal(a, b) for a, b in zip(weights(computed).values(), weights(kept).values(), strict=True))
+    validations = 3 * 2
+    assert calls["blocks"] - validations == 2 * (calls["none"] - validations) == 2 * 12
+
+
 def test_kept_weights_are_log_spaced_then_regular(tmp_path):
     module = train(config(), tmp_path)
     assert [row["step"] for row in module.tables["checkpoints"]] == [1, 2, 4, 5, 10]
@@ -152,8 +174,8 @@ def test_validation_is_the_mean_of_its_sequences(tmp_path):
     assert module.tables["valid"][-1]["valid_loss"] == pytest.approx(each.mean().item(), rel=1e-6)
 
 
-def half_precision_trainer(max_steps: int, scaler: torch.amp.GradScaler) -> L.Trainer:
-    """A trainer under 16-mixed on the CPU, which Lightning itself refuses to build."""
+def half_precision_trainer(max_steps: int, scaler: LossScaler) -> L.Trainer:
+    """A trainer under 16-mixed on the CPU with a loss scaler given by hand."""
     return L.Trainer(
         accelerator="cpu",
         devices=1,
@@ -170,21 +192,50 @@ def half_precision_trainer(max_steps: int, scaler: torch.amp.GradScaler) -> L.Tr
 
 def test_loss_scaler_leaves_steps_out_and_goes_on_after_resume(tmp_path):
     settings = config(precision="16-mixed", log_every_steps=1)
-    straight = train(settings, tmp_path / "a", trainer=half_precision_trainer(12, torch.amp.GradScaler("cpu", 2.0**22)))
+    straight = train(settings, tmp_path / "a", trainer=half_precision_trainer(12, LossScaler("cpu", 2.0**22)))
     rows = straight.tables["train"]
     skipped = rows[-1]["skipped_steps"]
-    assert 0 < skipped < 12
-    assert rows[-1]["loss_scale"] == 2.0 ** (22 - skipped)
+    assert 1 < skipped < 12
+    assert rows[-1]["loss_scale"] == 2.0 ** (23 - skipped) == straight.min_loss_scale  # the first only leaves out
+    for row, before in zip(rows[1:], rows[:-1], strict=True):  # a step left out holds the schedule
+        assert row["learning_rate"] == learning_rate(settings, row["step"] - 1 - before["skipped_steps"])
     interruption = Interruption()
     stop = At(3, lambda module: setattr(interruption, "requested", True))
-    trainer = half_precision_trainer(12, torch.amp.GradScaler("cpu", 2.0**22))
+    trainer = half_precision_trainer(12, LossScaler("cpu", 2.0**22))
     first = train(settings, tmp_path / "b", stop, interruption=interruption, trainer=trainer)
     assert first.step == 4
-    second = train(settings, tmp_path / "b", trainer=half_precision_trainer(8, torch.amp.GradScaler("cpu", 2.0**22)))
+    second = train(settings, tmp_path / "b", trainer=half_precision_trainer(8, LossScaler("cpu", 2.0**22)))
     for name, table in straight.tables.items():
         assert repr(second.tables[name]) == repr(table), name  # as text: nan, the loss of a step left out, is not nan
     for name, parameter in straight.llama.named_parameters():
         assert torch.equal(parameter, dict(second.llama.named_parameters())[name]), name
+
+
+def scales(overflows: set[int], count: int) -> list[float]:
+    """Return the loss scale before each of `count` steps of a single weight, with overflows at the given steps."""
+    weight = torch.nn.Parameter(torch.ones(()))
+    optimizer, scaler, found = torch.optim.SGD([weight], lr=0.0), LossScaler("cpu", 2.0**10), []
+    for step in range(count):
+        found.append(scaler.get_scale())
+        scaler.scale(weight * (math.inf if step in overflows else 1.0)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert scaler.has_skipped == (step in overflows)
+        optimizer.zero_grad()
+    return found
+
+
+def test_loss_scale_follows_the_rule_of_deepspeed():
+    def changes(overflows: set[int], count: int) -> dict[int, float]:
+        found = scales(overflows, count)
+        return {step: found[step] / found[0] for step in range(1, count) if found[step] != found[step - 1]}
+
+    assert (WINDOW, HYSTERESIS) == (1000, 2)
+    assert changes(set(), 3002) == {1001: 2, 2001: 4, 3001: 8}
+    assert changes({10}, 1013) == {1012: 2}
+    assert changes({10, 11}, 1014) == {12: 0.5, 1013: 1}
+    assert changes({10, 500, 501}, 1000) == {501: 0.5, 502: 0.25}  # finite steps between do not forgive
+    assert changes({10, 1500, 1501}, 1600) == {1012: 2, 1502: 1}  # a doubling does
 
 
 def test_run_ends_where_no_loss_scale_is_left(tmp_path):
@@ -192,8 +243,8 @@ def test_run_ends_where_no_loss_scale_is_left(tmp_path):
         with torch.no_grad():
             module.llama.lm_head.weight[0, 0] = math.inf
 
-    trainer = half_precision_trainer(12, torch.amp.GradScaler("cpu", 4.0))
-    with pytest.raises(OpenSpectraError, match="gradient is not finite at any loss scale at step 4"):
+    trainer = half_precision_trainer(12, LossScaler("cpu", 4.0))
+    with pytest.raises(OpenSpectraError, match="gradient is not finite at any loss scale at step 5"):
         train(config(precision="16-mixed"), tmp_path, At(2, poison), trainer=trainer)
 
 
@@ -280,8 +331,8 @@ def test_ranks_and_micro_batches_that_do_not_divide_a_step_are_refused(size, mic
 
 def test_spike_is_five_deviations_above_the_window():
     spikes = Spikes()
-    quiet = [4.0, 4.2] * (WINDOW // 2)
-    assert [spikes.observe(loss) for loss in quiet] == [None] * WINDOW
+    quiet = [4.0, 4.2] * (SPIKE_WINDOW // 2)
+    assert [spikes.observe(loss) for loss in quiet] == [None] * SPIKE_WINDOW
     assert spikes.observe(4.59) is None  # mean 4.1, deviation 0.1
     found = Spikes(quiet).observe(4.61)
     assert found == {"window_mean": pytest.approx(4.1), "window_deviation": pytest.approx(0.1)}

@@ -15,6 +15,7 @@ rule pretrain_model:
         devices=1,
         strategy="ddp",
         micro_batch=0,  # sequences per pass; 0: the most that divide a rank's share of a step, up to 8
+        recompute="none",  # blocks: compute each block again in the backward pass, to save memory
     conda:
         ENVIRONMENT
     message:
@@ -22,7 +23,8 @@ rule pretrain_model:
     shell:
         "openspectra pretrain --config {input.config} --train {input.train} --valid {input.valid}"
         " --tokenizer {input.tokenizer} --threads {threads} --devices {resources.devices}"
-        " --strategy {resources.strategy} --micro-batch {resources.micro_batch} --out $(dirname {output}) --log {log}"
+        " --strategy {resources.strategy} --micro-batch {resources.micro_batch}"
+        " --recompute {resources.recompute} --out $(dirname {output}) --log {log}"
 
 
 rule publish_checkpoint:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from functools import partial
 
 import lightning.pytorch as L
 import torch
@@ -14,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import fully_shard
+from torch.utils.checkpoint import checkpoint
 
 from openspectra.data.tokens import Tokens
 from openspectra.errors import OpenSpectraError
@@ -23,6 +25,7 @@ from openspectra.training.checkpoint import CheckpointFolder
 from openspectra.training.config import PretrainConfig
 from openspectra.training.instruments import Instruments
 from openspectra.training.interruption import Interruption
+from openspectra.training.loss_scaler import LossScaler
 from openspectra.training.spikes import Spikes
 from openspectra.training.world import World
 
@@ -38,8 +41,8 @@ class Pretraining(L.LightningModule):
     `global_step` of Lightning counts from the last start; `self.step` counts optimizer steps of the whole run.
 
     Non-finite policy: a loss or gradient that is not finite ends the run before the update, on every rank alike, with
-    the last state intact; under 16-mixed the update is left out, the loss scale halved, and the run ends where no
-    scale is left. A spike of the loss is recorded and changes nothing.
+    the last state intact; under 16-mixed the update is left out, which holds the schedule, the loss scale follows its
+    rule, and the run ends where no scale is left. A spike of the loss is recorded and changes nothing.
     """
 
     def __init__(self, config: PretrainConfig, valid: Tokens, checkpoints: CheckpointFolder, world: World):
@@ -53,6 +56,7 @@ class Pretraining(L.LightningModule):
         self.losses: list[float] = []  # of the steps since the last row of `train`
         self.spikes, self.instruments = Spikes(), Instruments()
         self.skipped_steps = 0
+        self.min_loss_scale = math.inf
         self.gradient_norm = self.step_loss = 0.0
         self.resume_state = checkpoints.load_newest()
         if self.resume_state:
@@ -62,6 +66,9 @@ class Pretraining(L.LightningModule):
 
     def configure_model(self) -> None:
         layers = self.llama.model.layers
+        if self.world.recompute == "blocks":
+            for layer in layers:
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
         if self.config.is_compiled:
             for layer in layers:  # block by block: whole-model compilation is not reproducible
                 layer.compile()
@@ -80,8 +87,10 @@ class Pretraining(L.LightningModule):
             lr=config.peak_lr,
             betas=tuple(config.adam_betas),
             eps=config.adam_eps,
-            # the fused update unscales gradients itself, after they were clipped: not with a loss scaler
+            # the fused update unscales gradients itself, after they were clipped: not with a loss scaler. One of the
+            # two must be asked for: with neither, torch takes a loop over the parameters
             fused=not config.uses_loss_scaling,
+            foreach=config.uses_loss_scaling,
         )
 
     def on_train_start(self) -> None:
@@ -112,23 +121,27 @@ class Pretraining(L.LightningModule):
 
     def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None) -> None:
         matrices = optimizer.param_groups[0]
+        updates = self.step - self.skipped_steps  # what the schedule counts
         for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate(self.config, self.step)
-        matrices["weight_decay"] = recipe.weight_decay(self.config, self.step)
-        scale = self.loss_scale
+            group["lr"] = recipe.learning_rate(self.config, updates)
+        matrices["weight_decay"] = recipe.weight_decay(self.config, updates)
         optimizer.step(closure=optimizer_closure)
-        if self.loss_scale < scale:
+        if self.loss_scaler and self.loss_scaler.has_skipped:
             self.skipped_steps += 1
             if self.loss_scale < 1:
                 self._stop_for("gradient is not finite at any loss scale at step {step}; lower its peak rate.")
+        self.min_loss_scale = min(self.min_loss_scale, self.loss_scale)
         self.step += 1
         self._record(matrices["lr"])
 
     @property
+    def loss_scaler(self) -> LossScaler | None:
+        """What keeps half-precision gradients from vanishing; None in other precisions."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
+
+    @property
     def loss_scale(self) -> float:
-        """The factor that keeps half-precision gradients from vanishing; 1 without a loss scaler."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        return scaler.get_scale() if scaler else 1.0
+        return self.loss_scaler.get_scale() if self.loss_scaler else 1.0
 
     @property
     def tokens_seen(self) -> int:
@@ -221,11 +234,13 @@ class Pretraining(L.LightningModule):
             "spike_window": self.spikes.window,
             "states": self.instruments.states,
             "skipped_steps": self.skipped_steps,
+            "min_loss_scale": self.min_loss_scale,
         }
 
     def _load_records(self, records: dict) -> None:
         self.tables, self.valid_losses = records["tables"], records["valid_losses"]
         self.losses, self.skipped_steps = records["losses"], records["skipped_steps"]
+        self.min_loss_scale = records["min_loss_scale"]
         self.spikes, self.instruments = Spikes(records["spike_window"]), Instruments(records["states"])
 
 

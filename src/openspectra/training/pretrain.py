@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as L
 import numpy as np
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader
 
 from openspectra.artifacts import Artifact, write_artifact, write_csv
@@ -20,6 +21,7 @@ from openspectra.training.batches import StepData
 from openspectra.training.checkpoint import CheckpointFolder
 from openspectra.training.config import PretrainConfig
 from openspectra.training.interruption import Interruption
+from openspectra.training.loss_scaler import LossScaler
 from openspectra.training.matrices import means_by_step
 from openspectra.training.module import TABLES, Checkpointing, Pretraining
 from openspectra.training.progress import Progress
@@ -65,7 +67,7 @@ def pretrain(
         with write_artifact(out, "pretrain", config, parents, started) as draft:
             draft.metrics |= save_model(llama, config.family, config.export_dtype, tokenizer, draft.folder)
             draft.metrics |= _save_records(module, draft.folder)
-            draft.run |= {"ranks": world.size, "strategy": world.strategy}
+            draft.run |= {"ranks": world.size, "strategy": world.strategy, "recompute": world.recompute}
             draft.run["micro_batch"] = world.micro_batch_of(config.global_batch_size)
         checkpoints.remove_other_runs()
 
@@ -101,9 +103,12 @@ def build_trainer(config: PretrainConfig, step: int, world: World, callbacks: li
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).handlers.clear()  # their lines go to our log, not to the console as well
     batch = config.global_batch_size
+    arguments = world.trainer_arguments() | {"precision": config.precision}
+    if config.uses_loss_scaling:  # given whole: by its name Lightning takes bfloat16 on a CPU and refuses to shard
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        arguments["plugins"].append(MixedPrecision(arguments.pop("precision"), device, LossScaler(device)))
     return L.Trainer(
         accelerator="auto",
-        precision=config.precision,
         max_steps=config.max_steps - step,
         accumulate_grad_batches=batch // (world.micro_batch_of(batch) * world.size),
         callbacks=callbacks,
@@ -113,7 +118,7 @@ def build_trainer(config: PretrainConfig, step: int, world: World, callbacks: li
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        **world.trainer_arguments(),
+        **arguments,
     )
 
 
@@ -123,12 +128,15 @@ def _save_records(module: Pretraining, folder: Path) -> dict[str, Any]:
             write_csv(folder / f"{name}.csv", rows[0], rows)
     np.save(folder / "valid_losses.npy", torch.stack(module.valid_losses).numpy())
     ternary = means_by_step(module.tables["ternary"])
+    skipped = module.skipped_steps
+    scaling = {"num_skipped_tokens": skipped * module.config.tokens_per_step, "min_loss_scale": module.min_loss_scale}
     return {
         "tokens_seen": module.tokens_seen,
         "final_train_loss": module.tables["train"][-1]["train_loss"],
         "valid_loss": module.tables["valid"][-1]["valid_loss"],
         "num_loss_spikes": len(module.tables["spikes"]),
-        "num_skipped_steps": module.skipped_steps,
+        "num_skipped_steps": skipped,
+        **(scaling if module.config.uses_loss_scaling else {}),  # as the paper's table of training runs counts
         **{key: ternary[-1][key] for key in ("sparsity", "flip_rate") if ternary},
     }
 
@@ -140,10 +148,6 @@ def _check(config: PretrainConfig, train: Artifact, valid: Artifact, world: Worl
         for role, artifact in (("train", train), ("valid", valid))
         if artifact.manifest.config["split"] != role
     ]
-    if config.uses_loss_scaling and not torch.cuda.is_available():
-        problems.append("precision: 16-mixed needs a GPU, Lightning would silently take bfloat16; choose 32-true.")
-    if config.uses_loss_scaling and world.is_sharded:
-        problems.append("--strategy: the loss scaler of 16-mixed is not sharded; choose ddp, or bf16-mixed.")
     try:
         world.micro_batch_of(config.global_batch_size)
     except ConfigError as error:
