@@ -91,8 +91,9 @@ class At(L.Callback):
 def train(settings: PretrainConfig, folder, *callbacks, interruption=None, trainer=None, world=WORLD) -> Pretraining:
     checkpoints = CheckpointFolder(folder, settings, {})
     checkpoints.prepare()
-    module = Pretraining(settings, RandomTokens(1), checkpoints, world)
-    saver = Checkpointing(interruption or Interruption())
+    module = Pretraining(settings, RandomTokens(1), world)
+    saver = Checkpointing(checkpoints, interruption or Interruption())
+    saver.restore(module)
     trainer = trainer or build_trainer(settings, module.step, world, [saver, *callbacks])
     trainer.callbacks[:0] = [] if saver in trainer.callbacks else [saver, *callbacks]
     trainer.fit(module, DataLoader(StepData(settings, RandomTokens(0), module.step, world), batch_size=None))
@@ -130,8 +131,8 @@ def test_interrupted_run_records_the_same_as_an_undisturbed_one(tmp_path):
     first = train(config(), tmp_path / "stopped", stop, interruption=interruption)
     assert first.step == 7
     second = train(config(), tmp_path / "stopped")
-    assert second.tables == straight.tables
-    assert torch.equal(torch.stack(second.valid_losses), torch.stack(straight.valid_losses))
+    assert second.records.tables == straight.records.tables
+    assert torch.equal(torch.stack(second.records.valid_losses), torch.stack(straight.records.valid_losses))
     for name, parameter in straight.llama.named_parameters():
         assert torch.equal(parameter, dict(second.llama.named_parameters())[name]), name
 
@@ -149,29 +150,41 @@ def test_blocks_computed_again_leave_every_bit(tmp_path, precision):
         return train(config(precision=precision), tmp_path / recompute, hook, world=world)
 
     kept, computed = train_with("none"), train_with("blocks")
-    assert computed.tables == kept.tables
+    assert computed.records.tables == kept.records.tables
     assert all(torch.equal(a, b) for a, b in zip(weights(computed).values(), weights(kept).values(), strict=True))
     validations = 3 * 2
     assert calls["blocks"] - validations == 2 * (calls["none"] - validations) == 2 * 12
 
 
+def test_listeners_hear_every_row_and_change_nothing(tmp_path):
+    heard = []
+    listen = At(
+        0, lambda module: module.records.listeners or module.records.listeners.append(lambda *row: heard.append(row))
+    )
+    listened, quiet = train(config(), tmp_path / "a", listen), train(config(), tmp_path / "b")
+    assert listened.records.tables == quiet.records.tables
+    for name, rows in quiet.records.tables.items():  # measured before the first step, when nobody listened yet
+        assert [row for table, row in heard if table == name] == [row for row in rows if row["step"]], name
+    assert {table for table, _ in heard} == {"train", "valid", "ternary", "checkpoints"}
+
+
 def test_kept_weights_are_log_spaced_then_regular(tmp_path):
     module = train(config(), tmp_path)
-    assert [row["step"] for row in module.tables["checkpoints"]] == [1, 2, 4, 5, 10]
+    assert [row["step"] for row in module.records.tables["checkpoints"]] == [1, 2, 4, 5, 10]
     assert sorted(config(max_steps=100, checkpoint_every_steps=30).checkpoint_steps) == [1, 2, 4, 8, 16, 30, 60, 90]
-    statistics = module.tables["checkpoints"][0]
+    statistics = module.records.tables["checkpoints"][0]
     assert statistics["rms_linear"] == pytest.approx(SHAPE.initializer_range, rel=0.2)
     assert statistics["tokens_seen"] == 64
 
 
 def test_validation_is_the_mean_of_its_sequences(tmp_path):
     module = train(config(), tmp_path)
-    assert [row["step"] for row in module.tables["valid"]] == [4, 8, 12]
+    assert [row["step"] for row in module.records.tables["valid"]] == [4, 8, 12]
     batch = torch.from_numpy(RandomTokens(1).sequences(range(5), 16))
     with torch.no_grad():
         each = module.llama(batch[:, :-1], batch[:, 1:], reduction="none").double().mean(dim=1)
-    torch.testing.assert_close(module.valid_losses[-1], each, rtol=1e-6, atol=0)
-    assert module.tables["valid"][-1]["valid_loss"] == pytest.approx(each.mean().item(), rel=1e-6)
+    torch.testing.assert_close(module.records.valid_losses[-1], each, rtol=1e-6, atol=0)
+    assert module.records.tables["valid"][-1]["valid_loss"] == pytest.approx(each.mean().item(), rel=1e-6)
 
 
 def half_precision_trainer(max_steps: int, scaler: LossScaler) -> L.Trainer:
@@ -193,10 +206,11 @@ def half_precision_trainer(max_steps: int, scaler: LossScaler) -> L.Trainer:
 def test_loss_scaler_leaves_steps_out_and_goes_on_after_resume(tmp_path):
     settings = config(precision="16-mixed", log_every_steps=1)
     straight = train(settings, tmp_path / "a", trainer=half_precision_trainer(12, LossScaler("cpu", 2.0**22)))
-    rows = straight.tables["train"]
+    rows = straight.records.tables["train"]
     skipped = rows[-1]["skipped_steps"]
     assert 1 < skipped < 12
-    assert rows[-1]["loss_scale"] == 2.0 ** (23 - skipped) == straight.min_loss_scale  # the first only leaves out
+    # the first overflow only leaves its step out
+    assert rows[-1]["loss_scale"] == 2.0 ** (23 - skipped) == straight.records.min_loss_scale
     for row, before in zip(rows[1:], rows[:-1], strict=True):  # a step left out holds the schedule
         assert row["learning_rate"] == learning_rate(settings, row["step"] - 1 - before["skipped_steps"])
     interruption = Interruption()
@@ -205,8 +219,9 @@ def test_loss_scaler_leaves_steps_out_and_goes_on_after_resume(tmp_path):
     first = train(settings, tmp_path / "b", stop, interruption=interruption, trainer=trainer)
     assert first.step == 4
     second = train(settings, tmp_path / "b", trainer=half_precision_trainer(8, LossScaler("cpu", 2.0**22)))
-    for name, table in straight.tables.items():
-        assert repr(second.tables[name]) == repr(table), name  # as text: nan, the loss of a step left out, is not nan
+    for name, table in straight.records.tables.items():
+        # as text: nan, the loss of a step left out, is not nan
+        assert repr(second.records.tables[name]) == repr(table), name
     for name, parameter in straight.llama.named_parameters():
         assert torch.equal(parameter, dict(second.llama.named_parameters())[name]), name
 
@@ -258,8 +273,8 @@ def test_changed_recipe_starts_anew_and_says_what_differs(tmp_path, caplog):
 
 
 def test_stray_temporary_files_go_and_a_foreign_state_is_refused(tmp_path):
-    module = train(config(), tmp_path)
-    folder = module.checkpoints.folder
+    train(config(), tmp_path)
+    folder = CheckpointFolder(tmp_path, config(), {}).folder
     (folder / ".step-00000010.pt.123.tmp").write_bytes(b"half")
     CheckpointFolder(tmp_path, config(), {}).prepare()
     assert not list(folder.glob(".*.tmp"))
@@ -276,13 +291,14 @@ def test_full_disk_names_the_bytes_and_keeps_the_state_before(tmp_path, monkeypa
         if path.suffix == ".pt":
             raise OSError(28, "No space left on device")
 
-    module = train(config(), tmp_path)
+    train(config(), tmp_path)
+    checkpoints = CheckpointFolder(tmp_path, config(), {})
     monkeypatch.setattr("openspectra.training.checkpoint.write_atomically", no_space)
     with pytest.raises(
         OpenSpectraError, match=r"step-00000013.pt: cannot be written \(No space left on device\), [\d,]+ bytes"
     ):
-        module.checkpoints.save(13, {"step": 13})
-    assert module.checkpoints.load_newest()["step"] == 12
+        checkpoints.save(13, {"step": 13})
+    assert checkpoints.load_newest()["step"] == 12
 
 
 @pytest.mark.parametrize("before", [0, 1, KEPT, KEPT + 1])  # none yet; one; as many as are kept; one too many
@@ -370,5 +386,5 @@ def test_every_family_learns(tmp_path):
         module = train(
             config(family=family, model_id=f"{family}/x", max_steps=60, schedule="cosine"), tmp_path / family
         )
-        losses = [row["train_loss"] for row in module.tables["train"]]
+        losses = [row["train_loss"] for row in module.records.tables["train"]]
         assert losses[-1] < losses[0] - 0.5, family

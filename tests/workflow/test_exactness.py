@@ -227,16 +227,17 @@ def worlds(model: str, double: bool, tiny, nursery, tmp_path) -> dict[str, Run]:
         options = ("--strategy", strategy, "--devices", str(ranks), "--micro-batch", str(micro))
         run = Run(tiny, tmp_path / name, model, changes, options)
         run.more = {"double": double}
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
-        ranked = [place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
-        requests = [
-            run.request(**environment) | {"ledger": str(run.folder / f"ledger{rank}")}
-            for rank, environment in enumerate(ranked)
-        ]
-        nursery.start(*requests)
+        requests = of_ranks(run, ranks)
+        nursery.start(*(request | {"ledger": f"{run.folder}/ledger{rank}"} for rank, request in enumerate(requests)))
         assert nursery.wait() == [0] * ranks, run.output
         runs[name] = run
     return runs
+
+
+def of_ranks(run: Run, ranks: int) -> list[dict]:
+    """Return the requests that start all ranks of a run."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
+    return [run.request(**place, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(ranks)]
 
 
 def free_port() -> int:
@@ -272,6 +273,35 @@ def test_worlds_read_the_same_text_and_learn_the_same(tiny, nursery, tmp_path, m
         if model.startswith("trilm"):
             at_start = [row["scale"] for row in run.rows("ternary") if row["step"] == "0"]
             assert at_start == [row["scale"] for row in first.rows("ternary") if row["step"] == "0"], name
+
+
+LAYOUTS = [(1, "ddp"), (2, "ddp"), (3, "ddp"), (4, "ddp"), (2, "fsdp2"), (4, "fsdp2")]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
+@pytest.mark.parametrize(("ranks", "strategy"), LAYOUTS)
+def test_killed_ranks_end_bit_identical(tiny, nursery, tmp_path, ranks, strategy, precision):
+    changes = {"global_batch_size": 2 * ranks, "precision": precision, "max_steps": 40, "valid_sequences": 4}
+    options = ("--devices", str(ranks), "--strategy", strategy, "--micro-batch", "1")
+    results = []
+    for name in ("straight", "killed"):
+        run = Run(tiny, tmp_path / name, changes=changes, options=options, more={"initial_scale": 2.0**40})
+        if name == "killed":
+            pids = nursery.start(*of_ranks(run, ranks))
+            while not list(run.out.glob("checkpoints/*/step-*.pt")):
+                time.sleep(0.02)
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+            assert nursery.wait() == [-signal.SIGKILL] * ranks, run.output
+        nursery.start(*of_ranks(run, ranks))
+        assert nursery.wait() == [0] * ranks, run.output
+        results.append(run.result())
+    assert "continues from step" in run.output
+    assert results[0] == results[1]
+    if precision == "16-mixed":
+        metrics = results[0]["metrics"]
+        assert 1 < metrics["num_skipped_steps"] < 30 and metrics["min_loss_scale"] < 2.0**39
+        assert metrics["num_skipped_tokens"] == metrics["num_skipped_steps"] * 2 * ranks * 128
 
 
 def test_launcher_passes_signals_on_and_has_one_exit_code(tiny, tmp_path):

@@ -23,8 +23,9 @@ from openspectra.training.config import PretrainConfig
 from openspectra.training.interruption import Interruption
 from openspectra.training.loss_scaler import LossScaler
 from openspectra.training.matrices import means_by_step
-from openspectra.training.module import TABLES, Checkpointing, Pretraining
+from openspectra.training.module import Checkpointing, Pretraining
 from openspectra.training.progress import Progress
+from openspectra.training.records import TABLES
 from openspectra.training.world import World
 from openspectra.writing import only_writer
 
@@ -81,12 +82,13 @@ def _train(
     interruption: Interruption,
 ) -> tuple[Pretraining, Llama]:
     """Return the run at its last step, and its model with all weights (complete on rank 0)."""
-    module = Pretraining(config, Tokens(parents["tokens_valid"]), checkpoints, world)
+    module = Pretraining(config, Tokens(parents["tokens_valid"]), world)
+    checkpointing = Checkpointing(checkpoints, interruption)
+    checkpointing.restore(module)
     if module.step:
         logger.info("%s: continues from step %d of %d", config.model_id, module.step, config.max_steps)
     if module.step == config.max_steps:
         return module, module.llama
-    checkpointing = Checkpointing(interruption)
     if not world.any(interruption.requested):
         data = StepData(config, Tokens(parents["tokens_train"]), module.step, world)
         trainer = build_trainer(config, module.step, world, [checkpointing, progress])
@@ -123,20 +125,21 @@ def build_trainer(config: PretrainConfig, step: int, world: World, callbacks: li
 
 
 def _save_records(module: Pretraining, folder: Path) -> dict[str, Any]:
+    config, records = module.config, module.records
     for name in TABLES:
-        if rows := module.tables[name]:
+        if rows := records.tables[name]:
             write_csv(folder / f"{name}.csv", rows[0], rows)
-    np.save(folder / "valid_losses.npy", torch.stack(module.valid_losses).numpy())
-    ternary = means_by_step(module.tables["ternary"])
-    skipped = module.skipped_steps
-    scaling = {"num_skipped_tokens": skipped * module.config.tokens_per_step, "min_loss_scale": module.min_loss_scale}
+    np.save(folder / "valid_losses.npy", torch.stack(records.valid_losses).numpy())
+    ternary = means_by_step(records.tables["ternary"])
+    skipped = records.skipped_steps
+    scaling = {"num_skipped_tokens": skipped * config.tokens_per_step, "min_loss_scale": records.min_loss_scale}
     return {
         "tokens_seen": module.tokens_seen,
-        "final_train_loss": module.tables["train"][-1]["train_loss"],
-        "valid_loss": module.tables["valid"][-1]["valid_loss"],
-        "num_loss_spikes": len(module.tables["spikes"]),
+        "final_train_loss": records.tables["train"][-1]["train_loss"],
+        "valid_loss": records.tables["valid"][-1]["valid_loss"],
+        "num_loss_spikes": len(records.tables["spikes"]),
         "num_skipped_steps": skipped,
-        **(scaling if module.config.uses_loss_scaling else {}),  # as the paper's table of training runs counts
+        **(scaling if config.uses_loss_scaling else {}),  # as the paper's table of training runs counts
         **{key: ternary[-1][key] for key in ("sparsity", "flip_rate") if ternary},
     }
 
