@@ -263,6 +263,13 @@ def test_run_ends_where_no_loss_scale_is_left(tmp_path):
         train(config(precision="16-mixed"), tmp_path, At(2, poison), trainer=trainer)
 
 
+@pytest.mark.parametrize(("precision", "kernel"), [("32-true", "fused"), ("16-mixed", "foreach")])
+def test_optimizer_moves_all_parameters_at_once(precision, kernel):
+    """With neither of the two torch takes a loop over the parameters."""
+    module = Pretraining(config(precision=precision), RandomTokens(1), WORLD)
+    assert module.configure_optimizers().defaults[kernel] is True
+
+
 def test_changed_recipe_starts_anew_and_says_what_differs(tmp_path, caplog):
     caplog.set_level("INFO")
     train(config(), tmp_path)

@@ -103,13 +103,13 @@ class Run:
 
 
 def flatten(value, path: str = ""):
-    """Yield every leaf of a training state with its path; tensors as precision and bytes."""
+    """Yield every leaf of a training state with its path; tensors as precision and bytes, the rest as text (for nan)."""
     if isinstance(value, dict | list | tuple):
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
             yield from flatten(part, f"{path}/{key}")
     else:
         is_tensor = isinstance(value, torch.Tensor)
-        yield path, (str(value.dtype), value.numpy().tobytes()) if is_tensor else value
+        yield path, (str(value.dtype), value.numpy().tobytes()) if is_tensor else repr(value)
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +230,8 @@ def worlds(model: str, double: bool, tiny, nursery, tmp_path) -> dict[str, Run]:
         requests = of_ranks(run, ranks)
         nursery.start(*(request | {"ledger": f"{run.folder}/ledger{rank}"} for rank, request in enumerate(requests)))
         assert nursery.wait() == [0] * ranks, run.output
+        facts = json.loads((run.out / "run.json").read_text())
+        assert (facts["ranks"], facts["strategy"], facts["micro_batch"]) == (ranks, strategy, micro)
         runs[name] = run
     return runs
 
@@ -302,6 +304,18 @@ def test_killed_ranks_end_bit_identical(tiny, nursery, tmp_path, ranks, strategy
         metrics = results[0]["metrics"]
         assert 1 < metrics["num_skipped_steps"] < 30 and metrics["min_loss_scale"] < 2.0**39
         assert metrics["num_skipped_tokens"] == metrics["num_skipped_steps"] * 2 * ranks * 128
+
+
+def test_shards_computed_again_leave_every_bit(tiny, nursery, tmp_path):
+    results = []
+    for recompute in ("none", "blocks"):
+        options = ("--devices", "2", "--strategy", "fsdp2", "--recompute", recompute)
+        run = Run(tiny, tmp_path / recompute, options=options)
+        nursery.start(*of_ranks(run, 2))
+        assert nursery.wait() == [0, 0], run.output
+        assert json.loads((run.out / "run.json").read_text())["recompute"] == recompute
+        results.append(run.result())
+    assert results[0] == results[1]
 
 
 def test_launcher_passes_signals_on_and_has_one_exit_code(tiny, tmp_path):
