@@ -277,17 +277,20 @@ def test_worlds_read_the_same_text_and_learn_the_same(tiny, nursery, tmp_path, m
             assert at_start == [row["scale"] for row in first.rows("ternary") if row["step"] == "0"], name
 
 
-LAYOUTS = [(1, "ddp"), (2, "ddp"), (3, "ddp"), (4, "ddp"), (2, "fsdp2"), (4, "fsdp2")]
+IN_HALF = [(4, "ddp"), (2, "fsdp2"), (4, "fsdp2")]
+IN_FULL = [(1, "ddp"), (2, "ddp"), (3, "ddp"), *IN_HALF]
 
 
-@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
-@pytest.mark.parametrize(("ranks", "strategy"), LAYOUTS)
+@pytest.mark.parametrize(
+    ("ranks", "strategy", "precision"),
+    [(*layout, "32-true") for layout in IN_FULL] + [(*layout, "16-mixed") for layout in IN_HALF],
+)
 def test_killed_ranks_end_bit_identical(tiny, nursery, tmp_path, ranks, strategy, precision):
-    changes = {"global_batch_size": 2 * ranks, "precision": precision, "max_steps": 40, "valid_sequences": 4}
+    changes = {"global_batch_size": 2 * ranks, "precision": precision, "max_steps": 24, "valid_sequences": 4}
     options = ("--devices", str(ranks), "--strategy", strategy, "--micro-batch", "1")
     results = []
     for name in ("straight", "killed"):
-        run = Run(tiny, tmp_path / name, changes=changes, options=options, more={"initial_scale": 2.0**40})
+        run = Run(tiny, tmp_path / name, changes=changes, options=options, more={"initial_scale": 2.0**30})
         if name == "killed":
             pids = nursery.start(*of_ranks(run, ranks))
             while not list(run.out.glob("checkpoints/*/step-*.pt")):
@@ -302,7 +305,7 @@ def test_killed_ranks_end_bit_identical(tiny, nursery, tmp_path, ranks, strategy
     assert results[0] == results[1]
     if precision == "16-mixed":
         metrics = results[0]["metrics"]
-        assert 1 < metrics["num_skipped_steps"] < 30 and metrics["min_loss_scale"] < 2.0**39
+        assert 1 < metrics["num_skipped_steps"] < 20 and metrics["min_loss_scale"] < 2.0**29
         assert metrics["num_skipped_tokens"] == metrics["num_skipped_steps"] * 2 * ranks * 128
 
 
