@@ -16,10 +16,10 @@ TORCH := $(shell sed -n 's/^ *"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport PYTHONPATH
 # After the installation nothing asks the network.
-demo rates readme test test-slow lint: export HF_HUB_OFFLINE := 1
-demo rates readme test test-slow lint: export HF_DATASETS_OFFLINE := 1
+demo rates readme test test-slow test-gpu lint: export HF_HUB_OFFLINE := 1
+demo rates readme test test-slow test-gpu lint: export HF_DATASETS_OFFLINE := 1
 
-.PHONY: help env demo rates readme test test-slow lint clean
+.PHONY: help env demo rates readme test test-slow test-gpu lint clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -65,6 +65,9 @@ test: env  ## every test that is not slow
 
 test-slow: env  ## the slow tests
 	@python -m pytest -m slow $(PYTEST_ARGS)
+
+test-gpu: env  ## the tests that need one or two CUDA GPUs; they skip elsewhere
+	@python -m pytest -m gpu $(PYTEST_ARGS)
 
 lint: env  ## ruff on the Python files, Snakemake's own lint on the workflow
 	@ruff check .

@@ -72,7 +72,7 @@ def openspectra(settings: SimpleNamespace) -> None:
     data = settings.data
     sys.argv = ["openspectra", "pretrain", "--config", settings.config, "--out", settings.work]
     sys.argv += ["--train", f"{data}/train", "--valid", f"{data}/valid", "--tokenizer", f"{data}/tokenizer"]
-    sys.argv += ["--threads", str(torch.get_num_threads())]
+    sys.argv += ["--threads", str(torch.get_num_threads()), "--micro-batch", str(settings.batch_size)]
     main()
 
 

@@ -178,7 +178,7 @@ class Field:
         shape = self.shape.model_copy(update={"max_position_embeddings": length})
         quiet = dict.fromkeys(("log_every_steps", "checkpoint_every_steps", "valid_every_steps"), 10**6)
         config = self.configs[family].model_dump() | quiet | {"shape": shape.model_dump(), "max_steps": 10**6}
-        config |= {"global_batch_size": sequences, "micro_batch_size": sequences, "sequence_length": length}
+        config |= {"global_batch_size": sequences, "sequence_length": length}
         config |= {"precision": self.common["precision"]} | changes
         path = self.root / f"{name.replace(' ', '-')}.json"
         path.write_text(PretrainConfig.model_validate(config).model_dump_json())

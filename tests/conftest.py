@@ -80,8 +80,12 @@ def _kill_at_file_operation(number: int) -> None:
 
 
 def snakemake(project: Path, *arguments: str, within: Sequence[str] = ()) -> subprocess.CompletedProcess:
-    """Run the workflow of the `tiny` study in `project` on two cores, started by the command `within`."""
-    return run(*within, "snakemake", "--config", "study=tiny", "--cores", "2", *arguments, cwd=project)
+    """Run the workflow of the `tiny` study in `project` on two cores, started by the command `within`.
+
+    Two micro batches a step: gradient accumulation is exercised.
+    """
+    accumulate = ("--set-resources", "pretrain_model:micro_batch=2")
+    return run(*within, "snakemake", "--config", "study=tiny", *accumulate, "--cores", "2", *arguments, cwd=project)
 
 
 def copy_project(target: Path) -> Path:

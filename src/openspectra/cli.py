@@ -19,7 +19,7 @@ import typer
 
 from openspectra.errors import OpenSpectraError
 from openspectra.printable import escaped
-from openspectra.training.world import Strategy
+from openspectra.training.world import Recompute, Strategy
 
 logger = logging.getLogger("openspectra.cli")
 app = typer.Typer(
@@ -208,6 +208,12 @@ def pretrain(
     strategy: Annotated[
         Strategy, typer.Option(help="ddp: each holds the whole model; fsdp2: each holds a part.")
     ] = "ddp",
+    micro_batch: Annotated[
+        int, typer.Option(min=0, help="Sequences per pass; 0: the most that divide a rank's share of a step, up to 8.")
+    ] = 0,
+    recompute: Annotated[
+        Recompute, typer.Option(help="blocks: compute each block again in the backward pass, to save memory.")
+    ] = "none",
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget checkpoints and train anew.")] = False,
     log: Log = None,
 ) -> None:
@@ -218,7 +224,7 @@ def pretrain(
     from openspectra.training.interruption import Interruption
     from openspectra.training.world import World, launch
 
-    world = World.from_environment(devices, strategy)
+    world = World.from_environment(devices, strategy=strategy, micro_batch=micro_batch, recompute=recompute)
     if world is None:
         sys.exit(launch(devices, threads))
     _set_threads(max(1, threads // world.size))

@@ -208,7 +208,7 @@ class Study(StudyFile):
         self, model_id: str, family: FamilyName, size: SizeLabel, rate: float, intervention: Intervention
     ) -> PretrainConfig:
         training, recipe, row = self.training, self.families[family], self.sizes[size]
-        max_steps = math.ceil(training.total_tokens / recipe.batch_tokens)
+        max_steps, warmup_steps = self.max_steps(family), self.warmup_steps(family)
         drop = recipe.lr_drop if intervention in ("both", "only-lr-drop") else None
         stop = recipe.weight_decay_stop_at if intervention in ("both", "only-decay-stop") else None
         return PretrainConfig(
@@ -225,9 +225,8 @@ class Study(StudyFile):
             precision=training.precision,
             sequence_length=training.sequence_length,
             global_batch_size=recipe.batch_tokens // training.sequence_length,
-            micro_batch_size=recipe.micro_batch_size,
             max_steps=max_steps,
-            warmup_steps=round(training.warmup_fraction * max_steps),
+            warmup_steps=warmup_steps,
             schedule=recipe.schedule,
             peak_lr=rate,
             min_lr=recipe.min_lr_fraction * rate,

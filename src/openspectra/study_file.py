@@ -1,5 +1,6 @@
 """What a study file may hold: one YAML file that says what is computed."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -45,8 +46,8 @@ class LrDrop(Config):
     """The mid-run drop of the peak learning rate (paper, TriLM schedule)."""
 
     at: Fraction
-    """Share of the steps after which the lower peak holds."""
-    to: Fraction | dict[SizeLabel, Rate]
+    """Share of the steps after which the lower peak holds; past the warm-up."""
+    to: Rate | dict[SizeLabel, Rate]
     """The lower peak: a rate per size, or one factor for all sizes."""
 
 
@@ -56,11 +57,9 @@ class FamilyConfig(Config):
     schedule: Literal["cosine", "linear"]
     batch_tokens: PositiveInt
     """Tokens per optimizer step: a multiple of `training.sequence_length`."""
-    micro_batch_size: PositiveInt
-    """Sequences per forward and backward pass."""
     peak_lr: PeakRates
     min_lr_fraction: Fraction = 0.0
-    """Last learning rate of a cosine schedule, as a share of its peak."""
+    """Lowest learning rate after the warm-up, as a share of the peak: where a cosine ends, the floor of a line."""
     lr_drop: LrDrop | None = None
     weight_decay: Fraction
     weight_decay_stop_at: Fraction | None = None
@@ -199,6 +198,26 @@ class StudyFile(Config):
                 "`quantization` needs family `floatlm`, which it quantizes; add it or drop `quantization`."
             )
         return self
+
+    @model_validator(mode="after")
+    def _drops_follow_the_warm_up(self):
+        for name, family in self.families.items():
+            steps, warmup = self.max_steps(name), self.warmup_steps(name)
+            if family.lr_drop and round(family.lr_drop.at * steps) < max(1, warmup):
+                raise ValueError(
+                    f"families.{name}.lr_drop.at: the drop must follow the warm-up of {warmup} steps; got "
+                    f"{family.lr_drop.at} of {steps}. Drop later, lower training.warmup_fraction or raise "
+                    "training.total_tokens"
+                )
+        return self
+
+    def max_steps(self, family: FamilyName) -> int:
+        """Return the optimizer steps of each run of a family."""
+        return math.ceil(self.training.total_tokens / self.families[family].batch_tokens)
+
+    def warmup_steps(self, family: FamilyName) -> int:
+        """Return the optimizer steps until the peak learning rate."""
+        return round(self.training.warmup_fraction * self.max_steps(family))
 
     @property
     def rates_tables(self) -> list[str]:

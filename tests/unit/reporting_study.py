@@ -193,7 +193,7 @@ def pretrain_config(model_id: str, peak_lr: float = 4e-3, seed: int = 1) -> Pret
             vocab_size=1024, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=3, num_attention_heads=4,
             max_position_embeddings=128,
         ),
-        seed=seed, precision="bf16-mixed", sequence_length=128, global_batch_size=16, micro_batch_size=16, max_steps=1500,
+        seed=seed, precision="bf16-mixed", sequence_length=128, global_batch_size=16, max_steps=1500,
         warmup_steps=60, schedule="linear" if trilm else "cosine", peak_lr=peak_lr, min_lr=0.0 if trilm else 0.1 * peak_lr,
         lr_drop_step=750 if trilm else None, peak_lr_after_drop=0.6 * peak_lr if trilm else None, weight_decay=0.1,
         weight_decay_stop_step=1000 if trilm else None, adam_betas=[0.9, 0.95], adam_eps=1e-8, gradient_clip_norm=1.0,

@@ -41,3 +41,17 @@ def test_autocast_multiplies_in_half_precision_and_keeps_float32_gradients(dtype
         assert gradient.dtype == torch.float32
         scale = reference.abs().max()
         torch.testing.assert_close(gradient / scale, reference / scale, rtol=0, atol=0.01)
+
+
+def test_one_large_feature_and_equal_targets_stay_finite_in_float16():
+    x, head, _ = tensors(ROWS, torch.float32)
+    with torch.no_grad():
+        x[:, 0] = 140.0  # summed over the rows of a chunk: 71,680, more than float16 holds
+        head[:, 0] = 0.0
+    targets = torch.full((ROWS,), 7)
+    with torch.autocast("cpu", dtype=torch.float16):
+        ours = mean_loss(x, head, targets)
+        theirs = F.cross_entropy(F.linear(x, head).float(), targets)
+    (gradient,), (expected,) = torch.autograd.grad(ours, head), torch.autograd.grad(theirs, head)
+    assert expected[7, 0] < -130
+    torch.testing.assert_close(gradient, expected, rtol=2e-3, atol=0.01)

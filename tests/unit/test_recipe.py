@@ -18,7 +18,6 @@ def config(**changes) -> PretrainConfig:
         "precision": "32-true",
         "sequence_length": 16,
         "global_batch_size": 4,
-        "micro_batch_size": 2,
         "max_steps": 1000,
         "warmup_steps": 100,
         "schedule": "linear",
@@ -44,9 +43,20 @@ def test_warm_up_is_linear_and_reaches_the_peak_with_its_last_step():
 
 def test_linear_schedule_drops_its_peak_at_half():
     tri = config(lr_drop_step=500, peak_lr_after_drop=0.4)
-    assert learning_rate(tri, 499) == pytest.approx(0.8 * 0.501)
-    assert learning_rate(tri, 500) == pytest.approx(0.4 * 0.5)
-    assert learning_rate(tri, 999) == pytest.approx(0.4 * 0.001)
+    assert learning_rate(tri, 499) == pytest.approx(0.8 * 501 / 900)
+    assert learning_rate(tri, 500) == pytest.approx(0.4 * 500 / 900)
+    assert learning_rate(tri, 999) == pytest.approx(0.4 * 1 / 900)
+
+
+def test_line_begins_at_the_peak_and_ends_on_its_floor():
+    assert learning_rate(config(), 100) == pytest.approx(0.8)
+    assert learning_rate(config(), 101) == pytest.approx(0.8 * 899 / 900)
+    assert learning_rate(config(), 1000) == 0
+    floored = config(min_lr=0.08)
+    assert learning_rate(floored, 0) == pytest.approx(0.008)  # a warm-up begins below it
+    assert learning_rate(floored, 900) == pytest.approx(0.8 * 100 / 900)
+    assert learning_rate(floored, 911) == learning_rate(floored, 1000) == 0.08
+    assert learning_rate(config(warmup_steps=1000), 1000) == pytest.approx(0.8)  # nothing but warm-up
 
 
 def test_cosine_is_half_way_between_peak_and_minimum_in_the_middle():
@@ -66,3 +76,9 @@ def test_weight_decay_stops_at_its_step():
 def test_drop_step_without_rate_is_refused():
     with pytest.raises(ValueError, match="go together"):
         config(lr_drop_step=500)
+
+
+def test_drop_inside_the_warm_up_is_refused():
+    assert config(lr_drop_step=100, peak_lr_after_drop=0.4).lr_drop_step == 100
+    with pytest.raises(ValueError, match="must not fall into the warm-up; got 99 and 100 steps"):
+        config(lr_drop_step=99, peak_lr_after_drop=0.4)

@@ -78,10 +78,17 @@ def test_schema_file_is_the_one_the_types_give():
             {"9B": 1e-3},
             "families.trilm.peak_lr must have one entry for each of `sizes` (2L); unknown: ['9B']",
         ),
+        (
+            "families/trilm/lr_drop",
+            {"at": 0.02, "to": 0.5},
+            "families.trilm.lr_drop.at: the drop must follow the warm-up of 2 steps; got 0.02 of 40",
+        ),
+        ("families/trilm/lr_drop", {"at": 0.5, "to": 0.0}, "lr_drop.to"),
+        ("training/total_tokens", 512, "families.trilm.lr_drop.at: the drop must follow the warm-up of 0 steps"),
         ("families/trilm/lr_drop", {"at": 0.5, "to": {}}, "families.trilm.lr_drop.to must have one entry"),
         ("sizes/2L/num_attention_heads", 5, "heads of even width; got 5 and 128"),
         ("sizes/2L/scales_per_matrix", 3, "`scales_per_matrix` must divide `hidden_size`; got 3 and 128"),
-        ("families/floatlm/micro_batch_size", 3, "`micro_batch_size` must divide `global_batch_size`; got 3 and 4"),
+        ("families/floatlm/micro_batch_size", 2, "families.floatlm.micro_batch_size: unknown key"),
         (
             "quantization/group_size",
             {4: 100, 3: 128, 6: -1, 8: -1},

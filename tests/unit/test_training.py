@@ -12,7 +12,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader
 
 from openspectra.data.tokens import Span
-from openspectra.errors import DamagedArtifactError, Interrupted, OpenSpectraError
+from openspectra.errors import ConfigError, DamagedArtifactError, Interrupted, OpenSpectraError
 from openspectra.model.config import LlamaShape
 from openspectra.model.families import load_family
 from openspectra.model.llama import Llama
@@ -21,14 +21,18 @@ from openspectra.training.checkpoint import KEPT, CheckpointFolder
 from openspectra.training.config import PretrainConfig
 from openspectra.training.instruments import BIN_COLUMNS, Instruments
 from openspectra.training.interruption import Interruption
+from openspectra.training.loss_scaler import HYSTERESIS, WINDOW, LossScaler
 from openspectra.training.module import Checkpointing, Pretraining
 from openspectra.training.pretrain import _train, build_trainer
-from openspectra.training.spikes import WINDOW, Spikes
+from openspectra.training.recipe import learning_rate
+from openspectra.training.spikes import WINDOW as SPIKE_WINDOW
+from openspectra.training.spikes import Spikes
 from openspectra.training.validation import ValidationSample
 from openspectra.training.world import World
 
 torch.set_num_threads(1)  # models this small gain nothing from a second thread, and lose much on a busy machine
 
+WORLD = World(micro_batch=2)  # two micro batches a step
 SHAPE = LlamaShape(
     vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, scales_per_matrix=2
 )
@@ -43,7 +47,6 @@ def config(**changes) -> PretrainConfig:
         "precision": "32-true",
         "sequence_length": 16,
         "global_batch_size": 4,
-        "micro_batch_size": 2,
         "max_steps": 12,
         "warmup_steps": 2,
         "schedule": "linear",
@@ -97,14 +100,15 @@ class At(L.Callback):
             self.action(module)
 
 
-def train(settings: PretrainConfig, folder, *callbacks, interruption=None, trainer=None) -> Pretraining:
+def train(settings: PretrainConfig, folder, *callbacks, interruption=None, trainer=None, world=WORLD) -> Pretraining:
     checkpoints = CheckpointFolder(folder, settings, {})
     checkpoints.prepare()
-    module = Pretraining(settings, RandomTokens(1), checkpoints, World())
-    saver = Checkpointing(interruption or Interruption())
-    trainer = trainer or build_trainer(settings, module.step, World(), [saver, *callbacks])
+    module = Pretraining(settings, RandomTokens(1), world)
+    saver = Checkpointing(checkpoints, interruption or Interruption())
+    saver.restore(module)
+    trainer = trainer or build_trainer(settings, module.step, world, [saver, *callbacks])
     trainer.callbacks[:0] = [] if saver in trainer.callbacks else [saver, *callbacks]
-    trainer.fit(module, DataLoader(StepData(settings, RandomTokens(0), module.step), batch_size=None))
+    trainer.fit(module, DataLoader(StepData(settings, RandomTokens(0), module.step, world), batch_size=None))
     return module
 
 
@@ -139,8 +143,8 @@ def test_interrupted_run_records_the_same_as_an_undisturbed_one(tmp_path):
     first = train(config(), tmp_path / "stopped", stop, interruption=interruption)
     assert first.step == 7
     second = train(config(), tmp_path / "stopped")
-    assert second.tables == straight.tables
-    assert torch.equal(torch.stack(second.valid_losses), torch.stack(straight.valid_losses))
+    assert second.records.tables == straight.records.tables
+    assert torch.equal(torch.stack(second.records.valid_losses), torch.stack(straight.records.valid_losses))
     for name, parameter in straight.llama.named_parameters():
         assert torch.equal(parameter, dict(second.llama.named_parameters())[name]), name
 
@@ -176,7 +180,7 @@ def test_run_that_goes_on_keeps_the_form_of_attention_it_began_with(tmp_path, mo
     monkeypatch.setattr("openspectra.training.module.device_kind", lambda: "cuda")
     resumed = train(settings, tmp_path / "stopped")
     assert resumed.attention == "products"
-    assert resumed.tables == straight.tables
+    assert resumed.records.tables == straight.records.tables
     assert train(settings, tmp_path / "other").attention == "fused"
 
 
@@ -194,23 +198,54 @@ def test_form_of_attention_follows_device_precision_and_length(device, precision
     assert config(precision=precision, sequence_length=length).attention_form(device) == form
 
 
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
+def test_blocks_computed_again_leave_every_bit(tmp_path, precision):
+    calls = {"none": 0, "blocks": 0}
+
+    def train_with(recompute: str) -> Pretraining:
+        def count(*_):
+            calls[recompute] += 1
+
+        hook = At(0, lambda module: module.step or module.llama.model.layers[0].mlp.register_forward_pre_hook(count))
+        world = World(micro_batch=4, recompute=recompute)
+        return train(config(precision=precision), tmp_path / recompute, hook, world=world)
+
+    kept, computed = train_with("none"), train_with("blocks")
+    assert computed.records.tables == kept.records.tables
+    assert all(torch.equal(a, b) for a, b in zip(weights(computed).values(), weights(kept).values(), strict=True))
+    validations = 3 * 2
+    assert calls["blocks"] - validations == 2 * (calls["none"] - validations) == 2 * 12
+
+
+def test_listeners_hear_every_row_and_change_nothing(tmp_path):
+    heard = []
+    listen = At(
+        0, lambda module: module.records.listeners or module.records.listeners.append(lambda *row: heard.append(row))
+    )
+    listened, quiet = train(config(), tmp_path / "a", listen), train(config(), tmp_path / "b")
+    assert listened.records.tables == quiet.records.tables
+    for name, rows in quiet.records.tables.items():  # measured before the first step, when nobody listened yet
+        assert [row for table, row in heard if table == name] == [row for row in rows if row["step"]], name
+    assert {table for table, _ in heard} == {"train", "valid", "ternary", "checkpoints"}
+
+
 def test_kept_weights_are_log_spaced_then_regular(tmp_path):
     module = train(config(), tmp_path)
-    assert [row["step"] for row in module.tables["checkpoints"]] == [1, 2, 4, 5, 10]
+    assert [row["step"] for row in module.records.tables["checkpoints"]] == [1, 2, 4, 5, 10]
     assert sorted(config(max_steps=100, checkpoint_every_steps=30).checkpoint_steps) == [1, 2, 4, 8, 16, 30, 60, 90]
-    statistics = module.tables["checkpoints"][0]
+    statistics = module.records.tables["checkpoints"][0]
     assert statistics["rms_linear"] == pytest.approx(SHAPE.initializer_range, rel=0.2)
     assert statistics["tokens_seen"] == 64
 
 
 def test_validation_is_the_mean_of_its_sequences(tmp_path):
     module = train(config(), tmp_path)
-    assert [row["step"] for row in module.tables["valid"]] == [4, 8, 12]
+    assert [row["step"] for row in module.records.tables["valid"]] == [4, 8, 12]
     batch = torch.from_numpy(RandomTokens(1).sequences(module.validation.indices_S, 16))
     with torch.no_grad():
         each = module.llama(batch[:, :-1], batch[:, 1:], reduction="none").double().mean(dim=1)
-    torch.testing.assert_close(module.valid_losses[-1], each, rtol=1e-6, atol=0)
-    assert module.tables["valid"][-1]["valid_loss"] == pytest.approx(each.mean().item(), rel=1e-6)
+    torch.testing.assert_close(module.records.valid_losses[-1], each, rtol=1e-6, atol=0)
+    assert module.records.tables["valid"][-1]["valid_loss"] == pytest.approx(each.mean().item(), rel=1e-6)
 
 
 def test_validation_reads_all_of_the_split_and_gives_the_loss_of_each_source(tmp_path):
@@ -223,22 +258,23 @@ def test_validation_reads_all_of_the_split_and_gives_the_loss_of_each_source(tmp
     assert np.array_equal(ValidationSample(tokens, 15, 16).indices_S, sample.indices_S[:15])
     whole = ValidationSample(tokens, 1000, 16)
     assert sorted(whole.indices_S) == list(range(available))
-    for settings in (config(valid_sequences=1000), config(valid_sequences=1000, micro_batch_size=4, seed=4)):
-        module = train(settings, tmp_path / str(settings.seed))
+    for seed, micro_batch in ((3, 2), (4, 4)):
+        settings = config(valid_sequences=1000, seed=seed)
+        module = train(settings, tmp_path / str(seed), world=World(micro_batch=micro_batch))
         assert np.array_equal(module.validation.indices_S, whole.indices_S)  # whatever the seed of the run
         batch = torch.from_numpy(tokens.sequences(range(available), 16))
         with torch.no_grad():
             losses = module.llama(batch[:, :-1], batch[:, 1:], reduction="none").double().flatten()
-        rows = {row["source"]: row for row in module.tables["valid_sources"] if row["step"] == 12}
+        rows = {row["source"]: row for row in module.records.tables["valid_sources"] if row["step"] == 12}
         places = torch.arange(1, available * 16 + 1)
         for name, own in (("a", losses[places < half]), ("b", losses[places >= half])):
             assert rows[name]["num_tokens"] == len(own)
             assert rows[name]["valid_loss"] == pytest.approx(own.mean().item(), rel=1e-6)
-        assert module.tables["valid"][-1]["valid_loss"] == pytest.approx(losses.mean().item(), rel=1e-6)
+        assert module.records.tables["valid"][-1]["valid_loss"] == pytest.approx(losses.mean().item(), rel=1e-6)
 
 
-def half_precision_trainer(max_steps: int, scaler: torch.amp.GradScaler) -> L.Trainer:
-    """A trainer under 16-mixed on the CPU, which Lightning itself refuses to build."""
+def half_precision_trainer(max_steps: int, scaler: LossScaler) -> L.Trainer:
+    """A trainer under 16-mixed on the CPU with a loss scaler given by hand."""
     return L.Trainer(
         accelerator="cpu",
         devices=1,
@@ -255,21 +291,52 @@ def half_precision_trainer(max_steps: int, scaler: torch.amp.GradScaler) -> L.Tr
 
 def test_loss_scaler_leaves_steps_out_and_goes_on_after_resume(tmp_path):
     settings = config(precision="16-mixed", log_every_steps=1)
-    straight = train(settings, tmp_path / "a", trainer=half_precision_trainer(12, torch.amp.GradScaler("cpu", 2.0**22)))
-    rows = straight.tables["train"]
+    straight = train(settings, tmp_path / "a", trainer=half_precision_trainer(12, LossScaler("cpu", 2.0**22)))
+    rows = straight.records.tables["train"]
     skipped = rows[-1]["skipped_steps"]
-    assert 0 < skipped < 12
-    assert rows[-1]["loss_scale"] == 2.0 ** (22 - skipped)
+    assert 1 < skipped < 12
+    # the first overflow only leaves its step out
+    assert rows[-1]["loss_scale"] == 2.0 ** (23 - skipped) == straight.records.min_loss_scale
+    for row, before in zip(rows[1:], rows[:-1], strict=True):  # a step left out holds the schedule
+        assert row["learning_rate"] == learning_rate(settings, row["step"] - 1 - before["skipped_steps"])
     interruption = Interruption()
     stop = At(3, lambda module: setattr(interruption, "requested", True))
-    trainer = half_precision_trainer(12, torch.amp.GradScaler("cpu", 2.0**22))
+    trainer = half_precision_trainer(12, LossScaler("cpu", 2.0**22))
     first = train(settings, tmp_path / "b", stop, interruption=interruption, trainer=trainer)
     assert first.step == 4
-    second = train(settings, tmp_path / "b", trainer=half_precision_trainer(8, torch.amp.GradScaler("cpu", 2.0**22)))
-    for name, table in straight.tables.items():
-        assert repr(second.tables[name]) == repr(table), name  # as text: nan, the loss of a step left out, is not nan
+    second = train(settings, tmp_path / "b", trainer=half_precision_trainer(8, LossScaler("cpu", 2.0**22)))
+    for name, table in straight.records.tables.items():
+        # as text: nan, the loss of a step left out, is not nan
+        assert repr(second.records.tables[name]) == repr(table), name
     for name, parameter in straight.llama.named_parameters():
         assert torch.equal(parameter, dict(second.llama.named_parameters())[name]), name
+
+
+def scales(overflows: set[int], count: int) -> list[float]:
+    """Return the loss scale before each of `count` steps of a single weight, with overflows at the given steps."""
+    weight = torch.nn.Parameter(torch.ones(()))
+    optimizer, scaler, found = torch.optim.SGD([weight], lr=0.0), LossScaler("cpu", 2.0**10), []
+    for step in range(count):
+        found.append(scaler.get_scale())
+        scaler.scale(weight * (math.inf if step in overflows else 1.0)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert scaler.has_skipped == (step in overflows)
+        optimizer.zero_grad()
+    return found
+
+
+def test_loss_scale_follows_the_rule_of_deepspeed():
+    def changes(overflows: set[int], count: int) -> dict[int, float]:
+        found = scales(overflows, count)
+        return {step: found[step] / found[0] for step in range(1, count) if found[step] != found[step - 1]}
+
+    assert (WINDOW, HYSTERESIS) == (1000, 2)
+    assert changes(set(), 3002) == {1001: 2, 2001: 4, 3001: 8}
+    assert changes({10}, 1013) == {1012: 2}
+    assert changes({10, 11}, 1014) == {12: 0.5, 1013: 1}
+    assert changes({10, 500, 501}, 1000) == {501: 0.5, 502: 0.25}  # finite steps between do not forgive
+    assert changes({10, 1500, 1501}, 1600) == {1012: 2, 1502: 1}  # a doubling does
 
 
 def test_run_ends_where_no_loss_scale_is_left(tmp_path):
@@ -277,9 +344,16 @@ def test_run_ends_where_no_loss_scale_is_left(tmp_path):
         with torch.no_grad():
             module.llama.lm_head.weight[0, 0] = math.inf
 
-    trainer = half_precision_trainer(12, torch.amp.GradScaler("cpu", 4.0))
-    with pytest.raises(OpenSpectraError, match="gradient is not finite at any loss scale at step 4"):
+    trainer = half_precision_trainer(12, LossScaler("cpu", 4.0))
+    with pytest.raises(OpenSpectraError, match="gradient is not finite at any loss scale at step 5"):
         train(config(precision="16-mixed"), tmp_path, At(2, poison), trainer=trainer)
+
+
+@pytest.mark.parametrize(("precision", "kernel"), [("32-true", "fused"), ("16-mixed", "foreach")])
+def test_optimizer_moves_all_parameters_at_once(precision, kernel):
+    """With neither of the two torch takes a loop over the parameters."""
+    module = Pretraining(config(precision=precision), RandomTokens(1), WORLD)
+    assert module.configure_optimizers().defaults[kernel] is True
 
 
 def test_changed_recipe_starts_anew_and_says_what_differs(tmp_path, caplog):
@@ -292,8 +366,8 @@ def test_changed_recipe_starts_anew_and_says_what_differs(tmp_path, caplog):
 
 
 def test_stray_temporary_files_go_and_a_foreign_state_is_refused(tmp_path):
-    module = train(config(), tmp_path)
-    folder = module.checkpoints.folder
+    train(config(), tmp_path)
+    folder = CheckpointFolder(tmp_path, config(), {}).folder
     (folder / ".step-00000010.pt.123.tmp").write_bytes(b"half")
     CheckpointFolder(tmp_path, config(), {}).prepare()
     assert not list(folder.glob(".*.tmp"))
@@ -310,18 +384,20 @@ def test_full_disk_names_the_bytes_and_keeps_the_state_before(tmp_path, monkeypa
         if path.suffix == ".pt":
             raise OSError(28, "No space left on device")
 
-    module = train(config(), tmp_path)
+    train(config(), tmp_path)
+    checkpoints = CheckpointFolder(tmp_path, config(), {})
     monkeypatch.setattr("openspectra.training.checkpoint.write_atomically", no_space)
     with pytest.raises(
         OpenSpectraError, match=r"step-00000013.pt: cannot be written \(No space left on device\), [\d,]+ bytes"
     ):
-        module.checkpoints.save(13, {"step": 13})
-    assert module.checkpoints.load_newest()["step"] == 12
+        checkpoints.save(13, {"step": 13})
+    assert checkpoints.load_newest()["step"] == 12
 
 
 @pytest.mark.parametrize("before", [0, 1, KEPT, KEPT + 1])  # none yet; one; as many as are kept; one too many
 def test_killed_at_any_file_operation_a_save_leaves_the_state_before_or_the_new_one(tmp_path, before):
-    trained = train(config(max_steps=1), tmp_path / "run").checkpoints.load_newest()
+    train(config(max_steps=1), tmp_path / "run")
+    trained = CheckpointFolder(tmp_path / "run", config(max_steps=1), {}).load_newest()
     checkpoints = CheckpointFolder(tmp_path, config(), {})
 
     def save(step: int) -> None:
@@ -348,17 +424,29 @@ def test_killed_at_any_file_operation_a_save_leaves_the_state_before_or_the_new_
 
 def test_ranks_and_micro_batches_read_the_sequences_of_a_step():
     tokens = RandomTokens(0)
-    expected = [torch.cat(list(StepData(config(max_steps=1), tokens, 0)))]
+    settings = config(max_steps=1)
+    expected = [torch.cat(list(StepData(settings, tokens, 0, WORLD)))]
     for world_size, micro in ((1, 4), (1, 1), (2, 2), (2, 1), (4, 1)):
-        settings = config(max_steps=1, micro_batch_size=micro)
-        parts = [batch for rank in range(world_size) for batch in StepData(settings, tokens, 0, rank, world_size)]
+        ranks = [World(rank, world_size, micro_batch=micro) for rank in range(world_size)]
+        parts = [batch for rank in ranks for batch in StepData(settings, tokens, 0, rank)]
         assert sorted(torch.cat(parts).tolist()) == sorted(expected[0].tolist())
+
+
+@pytest.mark.parametrize(("batch", "size", "micro"), [(512, 1, 8), (4, 1, 4), (4, 2, 2), (528, 4, 6), (22, 2, 1)])
+def test_micro_batch_is_the_most_that_divide_a_ranks_share(batch, size, micro):
+    assert World(size=size).micro_batch_of(batch) == micro
+
+
+@pytest.mark.parametrize(("size", "micro"), [(3, 0), (2, 3), (1, 8)])
+def test_ranks_and_micro_batches_that_do_not_divide_a_step_are_refused(size, micro):
+    with pytest.raises(ConfigError, match=rf"{size} ranks with micro batches of . do not divide a batch of 4 .*change"):
+        World(size=size, micro_batch=micro).micro_batch_of(4)
 
 
 def test_spike_is_five_deviations_above_the_window():
     spikes = Spikes()
-    quiet = [4.0, 4.2] * (WINDOW // 2)
-    assert [spikes.observe(loss) for loss in quiet] == [None] * WINDOW
+    quiet = [4.0, 4.2] * (SPIKE_WINDOW // 2)
+    assert [spikes.observe(loss) for loss in quiet] == [None] * SPIKE_WINDOW
     assert spikes.observe(4.59) is None  # mean 4.1, deviation 0.1
     found = Spikes(quiet).observe(4.61)
     assert found == {"window_mean": pytest.approx(4.1), "window_deviation": pytest.approx(0.1)}
@@ -396,5 +484,5 @@ def test_every_family_learns(tmp_path):
         module = train(
             config(family=family, model_id=f"{family}/x", max_steps=60, schedule="cosine"), tmp_path / family
         )
-        losses = [row["train_loss"] for row in module.tables["train"]]
+        losses = [row["train_loss"] for row in module.records.tables["train"]]
         assert losses[-1] < losses[0] - 0.5, family

@@ -1,19 +1,20 @@
 """A process that has imported everything and forks one child per trial, so that a trial costs seconds, not ten.
 
-Reads requests as JSON lines: {"arguments": [...], "environment": {...}, "double": ..., "compiled": ..., "ledger": ...}. A child runs
-`openspectra <arguments>` as a program would, in float64 where `double` is set, with compiled blocks where
-`compiled` is, and notes the numbers of the sequences it reads in the file `ledger`. Answers {"pid": ...} at once and {"code": ...} when the child has ended.
+Reads requests as JSON lines: {"arguments": [...], "environment": {...}, "double": ..., "compiled": ...,
+"initial_scale": ..., "ledger": ...}. A child runs `openspectra <arguments>` as a program would, in float64 where
+`double` is set, with compiled blocks where `compiled` is, with a loss scaler that starts at `initial_scale`, and notes
+the numbers of the sequences it reads in the file `ledger`. Answers {"pid": ...} at once and {"code": ...} when the child has ended.
 """
 
 import json
 import os
 import sys
+from functools import partial
 
 import torch
 
-import openspectra.training.pretrain  # noqa: F401  the heavy imports, once for all children
 from openspectra import cli
-from openspectra.training import batches, config
+from openspectra.training import batches, config, pretrain  # the heavy imports, once for all children
 
 
 def child(request: dict) -> None:
@@ -27,6 +28,8 @@ def child(request: dict) -> None:
         config.COMPILED_FROM_FLOPS = 0
     if request.get("double"):
         torch.set_default_dtype(torch.float64)
+    if scale := request.get("initial_scale"):
+        pretrain.LossScaler = partial(pretrain.LossScaler, initial_scale=scale)
     if ledger := request.get("ledger"):
         look_up = batches.sequence_at
 

@@ -130,7 +130,7 @@ def project(tmp_path_factory, tiny) -> Path:
     (project / "rates.csv").write_text("family,size,peak_lr,valid_loss\nfloatlm,1L,0.004,4.0\n")
 
     paper, tiny_study = read_yaml(ROOT / "studies/paper.yaml"), read_yaml(ROOT / "studies/tiny.yaml")
-    floatlm = {"batch_tokens": 512, "micro_batch_size": 2, "peak_lr": {"1L": 4e-3}}
+    floatlm = {"batch_tokens": 512, "peak_lr": {"1L": 4e-3}}
     by_table = tiny_study["families"]["floatlm"] | floatlm | {"peak_lr": {"table": "rates.csv"}}
     sizes = {"sizes": {"1L": SIZE}}
     split = {"valid_fraction": 0.2, "test_fraction": 0.2}

@@ -103,13 +103,13 @@ class Run:
 
 
 def flatten(value, path: str = ""):
-    """Yield every leaf of a training state with its path; tensors as precision and bytes."""
+    """Yield every leaf of a training state with its path; tensors as precision and bytes, the rest as text (for nan)."""
     if isinstance(value, dict | list | tuple):
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
             yield from flatten(part, f"{path}/{key}")
     else:
         is_tensor = isinstance(value, torch.Tensor)
-        yield path, (str(value.dtype), value.numpy().tobytes()) if is_tensor else value
+        yield path, (str(value.dtype), value.numpy().tobytes()) if is_tensor else repr(value)
 
 
 @pytest.fixture(scope="module")
@@ -223,19 +223,23 @@ def worlds(model: str, double: bool, tiny, nursery, tmp_path) -> dict[str, Run]:
     runs = {}
     for ranks, strategy, micro in layouts:
         name = f"{strategy} {ranks} x {micro}"
-        changes = {"global_batch_size": 8, "micro_batch_size": micro, "max_steps": 100, "log_every_steps": 1}
-        run = Run(tiny, tmp_path / name, model, changes, ("--strategy", strategy, "--devices", str(ranks)))
+        changes = {"global_batch_size": 8, "max_steps": 100, "log_every_steps": 1}
+        options = ("--strategy", strategy, "--devices", str(ranks), "--micro-batch", str(micro))
+        run = Run(tiny, tmp_path / name, model, changes, options)
         run.more = {"double": double}
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
-        ranked = [place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
-        requests = [
-            run.request(**environment) | {"ledger": str(run.folder / f"ledger{rank}")}
-            for rank, environment in enumerate(ranked)
-        ]
-        nursery.start(*requests)
+        requests = of_ranks(run, ranks)
+        nursery.start(*(request | {"ledger": f"{run.folder}/ledger{rank}"} for rank, request in enumerate(requests)))
         assert nursery.wait() == [0] * ranks, run.output
+        facts = json.loads((run.out / "run.json").read_text())
+        assert (facts["ranks"], facts["strategy"], facts["micro_batch"]) == (ranks, strategy, micro)
         runs[name] = run
     return runs
+
+
+def of_ranks(run: Run, ranks: int) -> list[dict]:
+    """Return the requests that start all ranks of a run."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
+    return [run.request(**place, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(ranks)]
 
 
 def free_port() -> int:
@@ -273,9 +277,53 @@ def test_worlds_read_the_same_text_and_learn_the_same(tiny, nursery, tmp_path, m
             assert at_start == [row["scale"] for row in first.rows("ternary") if row["step"] == "0"], name
 
 
+IN_HALF = [(4, "ddp"), (2, "fsdp2"), (4, "fsdp2")]
+IN_FULL = [(1, "ddp"), (2, "ddp"), (3, "ddp"), *IN_HALF]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "strategy", "precision"),
+    [(*layout, "32-true") for layout in IN_FULL] + [(*layout, "16-mixed") for layout in IN_HALF],
+)
+def test_killed_ranks_end_bit_identical(tiny, nursery, tmp_path, ranks, strategy, precision):
+    changes = {"global_batch_size": 2 * ranks, "precision": precision, "max_steps": 24, "valid_sequences": 4}
+    options = ("--devices", str(ranks), "--strategy", strategy, "--micro-batch", "1")
+    results = []
+    for name in ("straight", "killed"):
+        run = Run(tiny, tmp_path / name, changes=changes, options=options, more={"initial_scale": 2.0**30})
+        if name == "killed":
+            pids = nursery.start(*of_ranks(run, ranks))
+            while not list(run.out.glob("checkpoints/*/step-*.pt")):
+                time.sleep(0.02)
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+            assert nursery.wait() == [-signal.SIGKILL] * ranks, run.output
+        nursery.start(*of_ranks(run, ranks))
+        assert nursery.wait() == [0] * ranks, run.output
+        results.append(run.result())
+    assert "continues from step" in run.output
+    assert results[0] == results[1]
+    if precision == "16-mixed":
+        metrics = results[0]["metrics"]
+        assert 1 < metrics["num_skipped_steps"] < 20 and metrics["min_loss_scale"] < 2.0**29
+        assert metrics["num_skipped_tokens"] == metrics["num_skipped_steps"] * 2 * ranks * 128
+
+
+def test_shards_computed_again_leave_every_bit(tiny, nursery, tmp_path):
+    results = []
+    for recompute in ("none", "blocks"):
+        options = ("--devices", "2", "--strategy", "fsdp2", "--recompute", recompute)
+        run = Run(tiny, tmp_path / recompute, options=options)
+        nursery.start(*of_ranks(run, 2))
+        assert nursery.wait() == [0, 0], run.output
+        assert json.loads((run.out / "run.json").read_text())["recompute"] == recompute
+        results.append(run.result())
+    assert results[0] == results[1]
+
+
 def test_launcher_passes_signals_on_and_has_one_exit_code(tiny, tmp_path):
-    changes = {"max_steps": 2000, "micro_batch_size": 2}
-    run = Run(tiny, tmp_path / "run", changes=changes, options=("--devices", "2", "--threads", "2"))
+    options = ("--devices", "2", "--threads", "2", "--micro-batch", "2")
+    run = Run(tiny, tmp_path / "run", changes={"max_steps": 2000}, options=options)
     command = [sys.executable, "-m", "openspectra.cli", *run.arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 120
@@ -286,8 +334,8 @@ def test_launcher_passes_signals_on_and_has_one_exit_code(tiny, tmp_path):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output
     assert "state saved; the same command continues" in output
-    config = json.loads((run.folder / "config.json").read_text()) | {"global_batch_size": 3, "micro_batch_size": 1}
+    config = json.loads((run.folder / "config.json").read_text()) | {"global_batch_size": 3}
     (run.folder / "config.json").write_text(json.dumps(config))
     refused = subprocess.run(command, capture_output=True, text=True, check=False)
     assert refused.returncode == 2, refused.stderr
-    assert "--devices: 2 ranks with micro batches of 1 do not divide a batch of 3 sequences" in refused.stderr
+    assert "--devices: 2 ranks with micro batches of 2 do not divide a batch of 3 sequences" in refused.stderr

@@ -17,6 +17,7 @@ from openspectra.data.tokens import Tokens
 from openspectra.strict_yaml import read_yaml
 from openspectra.training.batches import StepData
 from openspectra.training.config import PretrainConfig
+from openspectra.training.world import World
 
 MODELS = ("floatlm/2L", "trilm/2L", "quantlm/2L-8bit", "quantlm/2L-6bit", "quantlm/2L-4bit", "quantlm/2L-3bit")
 
@@ -81,7 +82,7 @@ def test_text_of_a_step_is_the_text_that_was_read(tiny):
     config = PretrainConfig.model_validate_json((tiny / "results/tiny/configs/trilm/2L.json").read_text())
     tokens = Tokens(open_artifact(tiny / "results/tiny/tokens/train"))
     decoder = load_tokenizer(open_artifact(tiny / "results/tiny/tokenizer"))
-    (batch,) = itertools.islice(StepData(config, tokens, 6), 1)  # the seventh update starts from step 6
+    (batch,) = itertools.islice(StepData(config, tokens, 6, World()), 1)  # the seventh update starts from step 6
     assert len(batch) == 4
     for sample in batch:
         assert decoder.decode(sample.tolist(), skip_special_tokens=False) in told.stdout

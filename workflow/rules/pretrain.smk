@@ -11,9 +11,11 @@ rule pretrain_model:
     params:
         stage_version=STAGE_VERSIONS["pretrain"],
         summary=describe_training,
-    resources:  # how many processes share a run, and how: set them in a profile or with --set-resources
+    resources:  # how the machine computes a run, never what: set them in a profile or with --set-resources
         devices=1,
         strategy="ddp",
+        micro_batch=0,  # sequences per pass; 0: the most that divide a rank's share of a step, up to 8
+        recompute="none",  # blocks: compute each block again in the backward pass, to save memory
     conda:
         ENVIRONMENT
     message:
@@ -21,7 +23,8 @@ rule pretrain_model:
     shell:
         "openspectra pretrain --config {input.config} --train {input.train} --valid {input.valid}"
         " --tokenizer {input.tokenizer} --threads {threads} --devices {resources.devices}"
-        " --strategy {resources.strategy} --out $(dirname {output}) --log {log}"
+        " --strategy {resources.strategy} --micro-batch {resources.micro_batch}"
+        " --recompute {resources.recompute} --out $(dirname {output}) --log {log}"
 
 
 rule publish_checkpoint:

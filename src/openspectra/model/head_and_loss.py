@@ -44,7 +44,7 @@ class SummedLoss(torch.autograd.Function):
                 grad_RV = logs_RV.exp_().scatter_add_(1, targets_R1, -ones_R1).to(head.dtype)
                 with torch.autocast(x_ND.device.type, enabled=False):
                     grad_x_ND[rows] = grad_RV @ head
-                    grad_head_VD += grad_RV.t() @ x_RD
+                    grad_head_VD += _product_of_range(grad_RV.t(), x_RD)
         ctx.save_for_backward(grad_x_ND, grad_head_VD)
         return total
 
@@ -62,6 +62,13 @@ def _chunks(x_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Iterator[tuple[
         logits_RV = F.linear(x_ND[rows], head_VD)
         precision = torch.promote_types(logits_RV.dtype, torch.float32)
         yield rows, x_ND[rows], logits_RV.log_softmax(dim=1, dtype=precision), targets_N[rows, None]
+
+
+def _product_of_range(a: Tensor, b: Tensor) -> Tensor:
+    """Return a @ b for a sum over many tokens: float16 ends at 65,504 and would be infinite at any loss scale."""
+    if a.dtype != torch.float16:
+        return a @ b
+    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

@@ -187,6 +187,11 @@ class Llama(nn.Module):
         arguments = x_BTD.flatten(0, 1), self.lm_head.weight, targets_BT.flatten()
         return mean_loss(*arguments) if reduction == "mean" else token_losses(*arguments).view_as(targets_BT)
 
+    def set_attention(self, attention: AttentionForm) -> None:
+        """Compute attention in this form from now on."""
+        for layer in self.model.layers:
+            layer.self_attn.attend = FORMS[attention]
+
     def reset_parameters(self, seed: int) -> None:
         """Draw the initial latent weights: one draw per seed and shape, the same for every family (twins)."""
         generator = torch.Generator().manual_seed(seed)

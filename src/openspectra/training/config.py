@@ -35,8 +35,6 @@ class PretrainConfig(Config):
     """Tokens the model reads per training sample."""
     global_batch_size: PositiveInt
     """Sequences per optimizer step."""
-    micro_batch_size: PositiveInt
-    """Sequences per forward and backward pass."""
     max_steps: PositiveInt
     """Optimizer steps of the whole run."""
     warmup_steps: Annotated[int, Field(ge=0)]
@@ -44,12 +42,12 @@ class PretrainConfig(Config):
     schedule: Literal["cosine", "linear"]
     peak_lr: Rate
     min_lr: Annotated[float, Field(ge=0, le=1)]
-    """Learning rate at the last step of a cosine schedule."""
+    """Lowest learning rate after the warm-up: where a cosine ends, the floor of a line."""
     lr_drop_step: PositiveInt | None = None
-    """First step that follows the lower peak."""
+    """First step that follows the lower peak, past the warm-up."""
     peak_lr_after_drop: Rate | None = None
     weight_decay: Fraction
-    weight_decay_stop_step: PositiveInt | None = None
+    weight_decay_stop_step: Annotated[int, Field(ge=0)] | None = None
     """First step without weight decay."""
     adam_betas: Annotated[list[float], Field(min_length=2, max_length=2)]
     adam_eps: Rate
@@ -110,10 +108,6 @@ class PretrainConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self):
-        if self.global_batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"`micro_batch_size` must divide `global_batch_size`; got {self.micro_batch_size} and {self.global_batch_size}."
-            )
         if self.sequence_length > self.shape.max_position_embeddings:
             raise ValueError(
                 f"`sequence_length` must not exceed `max_position_embeddings`; "
@@ -121,6 +115,10 @@ class PretrainConfig(Config):
             )
         if (self.lr_drop_step is None) != (self.peak_lr_after_drop is None):
             raise ValueError("`lr_drop_step` and `peak_lr_after_drop` go together; give both or neither.")
+        if self.lr_drop_step is not None and self.lr_drop_step < self.warmup_steps:
+            raise ValueError(
+                f"`lr_drop_step` must not fall into the warm-up; got {self.lr_drop_step} and {self.warmup_steps} steps."
+            )
         return self
 
 

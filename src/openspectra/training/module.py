@@ -1,10 +1,11 @@
-"""The training loop as Lightning sees it: one module with the state of a run, one callback that saves."""
+"""The training loop as Lightning sees it: one module with the state of a run, one callback that saves and restores it."""
 
 import logging
 import math
+from functools import partial
+from typing import Any
 
 import lightning.pytorch as L
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -15,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import fully_shard
+from torch.utils.checkpoint import checkpoint
 
 from openspectra.data.tokens import Tokens
 from openspectra.errors import OpenSpectraError
@@ -22,51 +24,41 @@ from openspectra.model.llama import Llama
 from openspectra.training import recipe
 from openspectra.training.checkpoint import CheckpointFolder
 from openspectra.training.config import PretrainConfig
-from openspectra.training.instruments import Instruments
 from openspectra.training.interruption import Interruption
-from openspectra.training.spikes import Spikes
+from openspectra.training.loss_scaler import LossScaler
+from openspectra.training.records import Records
 from openspectra.training.validation import ValidationSample
 from openspectra.training.world import World
 
 logger = logging.getLogger(__name__)
 
-TABLES = ("train", "valid", "valid_sources", "ternary", "spikes", "checkpoints")
-"""What a run records: rows by step, one CSV each in the artifact."""
-
 
 class Pretraining(L.LightningModule):
-    """Model, optimizer, step, and the rows of the metric tables.
+    """Model, optimizer, step, and what the run records.
 
     `global_step` of Lightning counts from the last start; `self.step` counts optimizer steps of the whole run.
 
     Non-finite policy: a loss or gradient that is not finite ends the run before the update, on every rank alike, with
-    the last state intact; under 16-mixed the update is left out, the loss scale halved, and the run ends where no
-    scale is left. A spike of the loss is recorded and changes nothing.
+    the last state intact; under 16-mixed the update is left out, which holds the schedule, the loss scale follows its
+    rule, and the run ends where no scale is left. A spike of the loss is recorded and changes nothing.
     """
 
-    def __init__(self, config: PretrainConfig, valid: Tokens, checkpoints: CheckpointFolder, world: World):
+    def __init__(self, config: PretrainConfig, valid: Tokens, world: World):
         super().__init__()
-        self.config, self.checkpoints, self.world = config, checkpoints, world
+        self.config, self.world = config, world
         self.validation = ValidationSample(valid, config.valid_sequences, config.sequence_length)
-        self.resume_state = checkpoints.load_newest()
-        began_with = self.resume_state["attention"] if self.resume_state else None
-        self.attention = began_with or config.attention_form(device_kind())
+        self.attention = config.attention_form(device_kind())
         self.llama = Llama(config.shape, config.family, self.attention)
         self.llama.reset_parameters(config.seed)
         self.step = 0
-        self.tables: dict[str, list[dict[str, float]]] = {name: [] for name in TABLES}
-        self.valid_losses: list[Tensor] = []  # nats per token of each validation sequence, one tensor a validation
-        self.losses: list[float] = []  # of the steps since the last row of `train`
-        self.spikes, self.instruments = Spikes(), Instruments()
-        self.skipped_steps = 0
+        self.records = Records(config)
         self.gradient_norm = self.step_loss = 0.0
-        if self.resume_state:
-            self.step = self.resume_state["step"]
-            self.llama.load_latent_weights(self.resume_state["model"])
-            self._load_records(self.resume_state["records"])
 
     def configure_model(self) -> None:
         layers = self.llama.model.layers
+        if self.world.recompute == "blocks":
+            for layer in layers:
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
         if self.config.is_compiled:
             for layer in layers:  # block by block: whole-model compilation is not reproducible
                 layer.compile()
@@ -85,21 +77,18 @@ class Pretraining(L.LightningModule):
             lr=config.peak_lr,
             betas=tuple(config.adam_betas),
             eps=config.adam_eps,
-            # the fused update unscales gradients itself, after they were clipped: not with a loss scaler
+            # the fused update unscales gradients itself, after they were clipped: not with a loss scaler. One of the
+            # two must be asked for: with neither, torch takes a loop over the parameters
             fused=not config.uses_loss_scaling,
+            foreach=config.uses_loss_scaling,
         )
 
     def on_train_start(self) -> None:
-        if self.resume_state:
-            state, self.resume_state = self.resume_state, None
-            options = StateDictOptions(full_state_dict=True)
-            set_model_state_dict(self.llama, state["model"], options=options)
-            if state["optimizer"]:
-                set_optimizer_state_dict(self.llama, self._optimizer, state["optimizer"], options=options)
-            self.trainer.precision_plugin.load_state_dict(state["precision"])
-        else:
-            self._measure()
+        if self.step == 0:
+            self.records.measure(self.step, self.llama)
         self.loss_sum = torch.zeros((), device=self.device)
+        if self.world.size > 1 and not self.world.is_sharded:
+            self._lay_out_buckets()
 
     def training_step(self, batch: Tensor) -> Tensor:
         loss = self.llama(batch[:, :-1], batch[:, 1:])
@@ -116,67 +105,54 @@ class Pretraining(L.LightningModule):
             self._stop_for("loss is {loss}, gradient norm {norm} at step {step}; lower its peak rate.")
 
     def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None) -> None:
-        matrices = optimizer.param_groups[0]
+        records, matrices = self.records, optimizer.param_groups[0]
+        updates = self.step - records.skipped_steps  # what the schedule counts
         for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate(self.config, self.step)
-        matrices["weight_decay"] = recipe.weight_decay(self.config, self.step)
-        scale = self.loss_scale
+            group["lr"] = recipe.learning_rate(self.config, updates)
+        matrices["weight_decay"] = recipe.weight_decay(self.config, updates)
         optimizer.step(closure=optimizer_closure)
-        if self.loss_scale < scale:
-            self.skipped_steps += 1
+        if self.loss_scaler and self.loss_scaler.has_skipped:
+            records.skipped_steps += 1
             if self.loss_scale < 1:
                 self._stop_for("gradient is not finite at any loss scale at step {step}; lower its peak rate.")
+        records.min_loss_scale = min(records.min_loss_scale, self.loss_scale)
         self.step += 1
         self._record(matrices["lr"])
 
+    def _lay_out_buckets(self) -> None:
+        """Pass forward and backward once without a step, after which DDP lays out its buckets of gradients anew.
+
+        Where a gradient lies in its bucket decides in which order more than two ranks are summed. So every start has
+        to do its first step with the layout that all later steps have, or a resumed run would differ in its last bits.
+        """
+        micro = self.world.micro_batch_of(self.config.global_batch_size)
+        tokens = torch.zeros(micro, self.config.sequence_length + 1, dtype=torch.long, device=self.device)
+        self.trainer.strategy.training_step(tokens).backward()
+        self.optimizers(use_pl_optimizer=False).zero_grad()
+        self.loss_sum.zero_()
+
+    @property
+    def loss_scaler(self) -> LossScaler | None:
+        """What keeps half-precision gradients from vanishing; None in other precisions."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
+
     @property
     def loss_scale(self) -> float:
-        """The factor that keeps half-precision gradients from vanishing; 1 without a loss scaler."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        return scaler.get_scale() if scaler else 1.0
+        return self.loss_scaler.get_scale() if self.loss_scaler else 1.0
 
     @property
     def tokens_seen(self) -> int:
         return self.step * self.config.tokens_per_step
 
-    @property
-    def _optimizer(self) -> torch.optim.Optimizer:
-        return self.optimizers(use_pl_optimizer=False)
-
     def _record(self, lr: float) -> None:
-        config, last, at = self.config, self.step == self.config.max_steps, self._place()
-        if math.isfinite(self.step_loss):  # else the loss scaler has left this step out
-            self.losses.append(self.step_loss)
-            if spike := self.spikes.observe(self.step_loss):
-                logger.warning("%s: loss spike at step %d: %.3f", config.model_id, self.step, self.step_loss)
-                self.tables["spikes"].append(at | {"train_loss": self.step_loss} | spike)
+        config, records, last = self.config, self.records, self.step == self.config.max_steps
+        if records.add_loss(self.step, self.step_loss):
+            logger.warning("%s: loss spike at step %d: %.3f", config.model_id, self.step, self.step_loss)
         if last or self.step % config.log_every_steps == 0:
-            loss = sum(self.losses) / len(self.losses) if self.losses else math.nan
-            row = {"train_loss": loss, "learning_rate": lr, "gradient_norm": self.gradient_norm}
-            scaling = {"loss_scale": self.loss_scale, "skipped_steps": self.skipped_steps}
-            self.tables["train"].append(at | row | (scaling if config.uses_loss_scaling else {}))
-            self.losses = []
+            records.add_train_row(self.step, lr, self.gradient_norm, self.loss_scale)
         if last or self.step % config.valid_every_steps == 0:
-            sums_SK = self.validation_losses()
-            self.valid_losses.append(sums_SK.sum(dim=1) / config.sequence_length)
-            self.tables["valid"].append(at | {"valid_loss": self.valid_losses[-1].mean().item()})
-            self._record_sources(at, sums_SK)
-            self._measure()
-
-    def _record_sources(self, at: dict[str, int], sums_SK: Tensor) -> None:
-        """Add a row per source of the valid split, where there are several."""
-        if len(self.validation.sources) == 1:
-            return
-        counts_K = np.bincount(self.validation.source_ST.ravel(), minlength=len(self.validation.sources))
-        losses_K = (sums_SK.sum(dim=0).numpy() / counts_K).tolist()
-        for source, loss, count in zip(self.validation.sources, losses_K, counts_K.tolist(), strict=True):
-            self.tables["valid_sources"].append(at | {"source": source, "valid_loss": loss, "num_tokens": count})
-
-    def _measure(self) -> None:
-        self.tables["ternary"] += [self._place() | row for row in self.instruments.measure(self.llama)]
-
-    def _place(self) -> dict[str, int]:
-        return {"step": self.step, "tokens_seen": self.tokens_seen}
+            records.add_validation(self.step, self.validation_losses(), self.validation)
+            records.measure(self.step, self.llama)
 
     def _stop_for(self, reason: str) -> None:
         text = reason.format(loss=self.step_loss, norm=self.gradient_norm, step=self.step)
@@ -185,13 +161,14 @@ class Pretraining(L.LightningModule):
     @torch.no_grad()
     def validation_losses(self) -> Tensor:
         """Return the loss of each validation sequence by source: nats summed over its tokens, float64 [S, K]."""
-        config, world, sample = self.config, self.world, self.validation
+        world, sample = self.world, self.validation
         sums_SK = torch.zeros(len(sample), len(sample.sources), dtype=torch.float64, device=self.device)
-        starts = range(0, len(sample), config.micro_batch_size)
+        micro = world.micro_batch_of(self.config.global_batch_size)
+        starts = range(0, len(sample), micro)
         for turn in range(0, len(starts), world.size):
             mine = turn + world.rank
             first = starts[min(mine, len(starts) - 1)]  # every rank takes every turn: a sharded model needs them all
-            places = range(first, min(first + config.micro_batch_size, len(sample)))
+            places = range(first, min(first + micro, len(sample)))
             batch = torch.from_numpy(sample.batch(places)).to(self.device)
             with self.trainer.precision_plugin.forward_context():
                 token_losses = self.llama(batch[:, :-1], batch[:, 1:], reduction="none").double()
@@ -213,39 +190,6 @@ class Pretraining(L.LightningModule):
         whole.load_latent_weights(weights)
         return whole
 
-    def save_state(self) -> None:
-        """Write all that the run needs to go on from the present step. Called on every rank; rank 0 writes."""
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        model, optimizer = get_model_state_dict(self.llama, options=options), None
-        if self._optimizer.state:  # else the loss scaler has left out every step: asking for the state would make one
-            optimizer = get_optimizer_state_dict(self.llama, self._optimizer, options=options)
-        if self.world.rank == 0:
-            state = {"step": self.step, "model": model, "optimizer": optimizer, "records": self._records()}
-            state["attention"] = self.attention
-            self.checkpoints.save(self.step, state | {"precision": self.trainer.precision_plugin.state_dict()})
-
-    def save_weights(self) -> None:
-        """Keep the exported weights of the present step, with their hash and statistics. Called on every rank."""
-        llama = self.whole_llama()
-        if self.world.rank == 0:
-            record = self.checkpoints.save_weights(self.step, llama, self.config.export_dtype)
-            self.tables["checkpoints"].append(self._place() | record)
-
-    def _records(self) -> dict[str, object]:
-        return {
-            "tables": self.tables,
-            "valid_losses": self.valid_losses,
-            "losses": self.losses,
-            "spike_window": self.spikes.window,
-            "states": self.instruments.states,
-            "skipped_steps": self.skipped_steps,
-        }
-
-    def _load_records(self, records: dict) -> None:
-        self.tables, self.valid_losses = records["tables"], records["valid_losses"]
-        self.losses, self.skipped_steps = records["losses"], records["skipped_steps"]
-        self.spikes, self.instruments = Spikes(records["spike_window"]), Instruments(records["states"])
-
 
 def device_kind() -> str:
     """Return the kind of device that Lightning takes here (`cpu`, `cuda`, ...)."""
@@ -254,19 +198,40 @@ def device_kind() -> str:
 
 
 class Checkpointing(L.Callback):
-    """Saves at the configured steps, and at the next step boundary after a signal, which then ends the run.
+    """Owns the checkpoints of a run: restores the newest state, and saves at the configured steps.
 
-    `llama` is the model as training left it, with all its weights (complete on rank 0).
+    It saves too at the next step boundary after a signal, which then ends the run. `llama` is the model as training
+    left it, with all its weights (complete on rank 0).
     """
 
-    def __init__(self, interruption: Interruption):
-        self.interruption = interruption
+    def __init__(self, folder: CheckpointFolder, interruption: Interruption):
+        self.folder, self.interruption = folder, interruption
         self.seen_step = -1
         self.llama: Llama | None = None
+        self._state: dict[str, Any] | None = None
+
+    def restore(self, module: Pretraining) -> None:
+        """Give a new module step, weights and records of the newest state, if there is one; the rest when it trains."""
+        self._state = self.folder.load_newest()
+        if self._state:
+            module.step = self._state["step"]
+            module.attention = self._state[
+                "attention"
+            ]  # the form it began with, also where a new run would take another
+            module.llama.set_attention(module.attention)
+            module.llama.load_latent_weights(self._state["model"])
+            module.records.load(self._state["records"])
 
     def on_train_start(self, trainer, module: Pretraining) -> None:
         self.interruption.arm()
         self.seen_step = module.step
+        if self._state:
+            state, self._state = self._state, None
+            options = StateDictOptions(full_state_dict=True)
+            set_model_state_dict(module.llama, state["model"], options=options)
+            if state["optimizer"]:
+                set_optimizer_state_dict(module.llama, _optimizer(module), state["optimizer"], options=options)
+            trainer.precision_plugin.load_state_dict(state["precision"])
 
     def on_train_batch_end(self, trainer, module: Pretraining, outputs, batch, batch_idx) -> None:
         config, step = module.config, module.step
@@ -275,10 +240,33 @@ class Checkpointing(L.Callback):
         self.seen_step = step
         stop = module.world.any(self.interruption.requested)
         if step in config.checkpoint_steps:
-            module.save_weights()
+            self._save_weights(module)
         if stop or step % config.checkpoint_every_steps == 0 or step == config.max_steps:
-            module.save_state()
+            self._save_state(module)
         trainer.should_stop = stop
 
     def on_train_end(self, trainer, module: Pretraining) -> None:
         self.llama = module.whole_llama()
+
+    def _save_state(self, module: Pretraining) -> None:
+        """Write all that the run needs to go on from the present step. Called on every rank; rank 0 writes."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        model, optimizer = get_model_state_dict(module.llama, options=options), None
+        # without a state the loss scaler has left out every step: asking for one would make it
+        if _optimizer(module).state:
+            optimizer = get_optimizer_state_dict(module.llama, _optimizer(module), options=options)
+        if module.world.rank == 0:
+            state = {"step": module.step, "model": model, "optimizer": optimizer, "records": module.records.state()}
+            state |= {"attention": module.attention, "precision": module.trainer.precision_plugin.state_dict()}
+            self.folder.save(module.step, state)
+
+    def _save_weights(self, module: Pretraining) -> None:
+        """Keep the exported weights of the present step, with their hash and statistics. Called on every rank."""
+        llama = module.whole_llama()
+        if module.world.rank == 0:
+            record = self.folder.save_weights(module.step, llama, module.config.export_dtype)
+            module.records.add("checkpoints", module.step, record)
+
+
+def _optimizer(module: Pretraining) -> torch.optim.Optimizer:
+    return module.optimizers(use_pl_optimizer=False)

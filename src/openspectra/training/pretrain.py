@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as L
 import numpy as np
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader
 
 from openspectra.artifacts import Artifact, write_artifact, write_csv
@@ -20,9 +21,11 @@ from openspectra.training.batches import StepData
 from openspectra.training.checkpoint import CheckpointFolder
 from openspectra.training.config import PretrainConfig
 from openspectra.training.interruption import Interruption
+from openspectra.training.loss_scaler import LossScaler
 from openspectra.training.matrices import means_by_step
-from openspectra.training.module import TABLES, Checkpointing, Pretraining
+from openspectra.training.module import Checkpointing, Pretraining
 from openspectra.training.progress import Progress
+from openspectra.training.records import TABLES
 from openspectra.training.world import World
 from openspectra.writing import only_writer
 
@@ -66,7 +69,9 @@ def pretrain(
         with write_artifact(out, "pretrain", config, parents, started) as draft:
             draft.metrics |= save_model(llama, config.family, config.export_dtype, tokenizer, draft.folder)
             draft.metrics |= _save_records(module, draft.folder)
-            draft.run |= {"ranks": world.size, "strategy": world.strategy, "attention": module.attention}
+            draft.run |= {"ranks": world.size, "strategy": world.strategy, "recompute": world.recompute}
+            draft.run["attention"] = module.attention
+            draft.run["micro_batch"] = world.micro_batch_of(config.global_batch_size)
         checkpoints.remove_other_runs()
 
 
@@ -79,15 +84,16 @@ def _train(
     interruption: Interruption,
 ) -> tuple[Pretraining, Llama]:
     """Return the run at its last step, and its model with all weights (complete on rank 0)."""
-    module = Pretraining(config, Tokens(parents["tokens_valid"]), checkpoints, world)
+    module = Pretraining(config, Tokens(parents["tokens_valid"]), world)
+    checkpointing = Checkpointing(checkpoints, interruption)
+    checkpointing.restore(module)
     if module.step:
         logger.info("%s: continues from step %d of %d", config.model_id, module.step, config.max_steps)
     if module.step == config.max_steps:
         logger.info("%s: nothing is left to train; `--forcerun pretrain_model` or --fresh trains anew", config.model_id)
         return module, module.llama
-    checkpointing = Checkpointing(interruption)
     if not world.any(interruption.requested):
-        data = StepData(config, Tokens(parents["tokens_train"]), module.step, world.rank, world.size)
+        data = StepData(config, Tokens(parents["tokens_train"]), module.step, world)
         trainer = build_trainer(config, module.step, world, [checkpointing, progress])
         trainer.fit(module, DataLoader(data, batch_size=None))
     if module.step == config.max_steps:
@@ -102,11 +108,15 @@ def build_trainer(config: PretrainConfig, step: int, world: World, callbacks: li
     """Return the Lightning trainer of a run that goes on from `step`."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).handlers.clear()  # their lines go to our log, not to the console as well
+    batch = config.global_batch_size
+    arguments = world.trainer_arguments() | {"precision": config.precision}
+    if config.uses_loss_scaling:  # given whole: by its name Lightning takes bfloat16 on a CPU and refuses to shard
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        arguments["plugins"].append(MixedPrecision(arguments.pop("precision"), device, LossScaler(device)))
     return L.Trainer(
         accelerator="auto",
-        precision=config.precision,
         max_steps=config.max_steps - step,
-        accumulate_grad_batches=config.global_batch_size // (config.micro_batch_size * world.size),
+        accumulate_grad_batches=batch // (world.micro_batch_of(batch) * world.size),
         callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,
@@ -114,24 +124,28 @@ def build_trainer(config: PretrainConfig, step: int, world: World, callbacks: li
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        **world.trainer_arguments(),
+        **arguments,
     )
 
 
 def _save_records(module: Pretraining, folder: Path) -> dict[str, Any]:
+    config, records = module.config, module.records
     for name in TABLES:
-        if rows := module.tables[name]:
+        if rows := records.tables[name]:
             write_csv(folder / f"{name}.csv", rows[0], rows)
-    np.save(folder / "valid_losses.npy", torch.stack(module.valid_losses).numpy())
-    ternary = means_by_step(module.tables["ternary"])
-    by_source = {row["source"]: row["valid_loss"] for row in module.tables["valid_sources"]}  # the last validation's
+    np.save(folder / "valid_losses.npy", torch.stack(records.valid_losses).numpy())
+    ternary = means_by_step(records.tables["ternary"])
+    by_source = {row["source"]: row["valid_loss"] for row in records.tables["valid_sources"]}  # the last validation's
+    skipped = records.skipped_steps
+    scaling = {"num_skipped_tokens": skipped * config.tokens_per_step, "min_loss_scale": records.min_loss_scale}
     return {
         "tokens_seen": module.tokens_seen,
-        "final_train_loss": module.tables["train"][-1]["train_loss"],
-        "valid_loss": module.tables["valid"][-1]["valid_loss"],
+        "final_train_loss": records.tables["train"][-1]["train_loss"],
+        "valid_loss": records.tables["valid"][-1]["valid_loss"],
         **({"valid_loss_by_source": by_source} if by_source else {}),
-        "num_loss_spikes": len(module.tables["spikes"]),
-        "num_skipped_steps": module.skipped_steps,
+        "num_loss_spikes": len(records.tables["spikes"]),
+        "num_skipped_steps": skipped,
+        **(scaling if config.uses_loss_scaling else {}),  # as the paper's table of training runs counts
         **{key: ternary[-1][key] for key in ("sparsity", "flip_rate") if ternary},
     }
 
@@ -143,14 +157,9 @@ def _check(config: PretrainConfig, train: Artifact, valid: Artifact, world: Worl
         for role, artifact in (("train", train), ("valid", valid))
         if artifact.manifest.config["split"] != role
     ]
-    if config.uses_loss_scaling and not torch.cuda.is_available():
-        problems.append("precision: 16-mixed needs a GPU, Lightning would silently take bfloat16; choose 32-true.")
-    if config.uses_loss_scaling and world.is_sharded:
-        problems.append("--strategy: the loss scaler of 16-mixed is not sharded; choose ddp, or bf16-mixed.")
-    if config.global_batch_size % (config.micro_batch_size * world.size):
-        problems.append(
-            f"--devices: {world.size} ranks with micro batches of {config.micro_batch_size} do not divide a batch of "
-            f"{config.global_batch_size} sequences; change `micro_batch_size` or the number of devices."
-        )
+    try:
+        world.micro_batch_of(config.global_batch_size)
+    except ConfigError as error:
+        problems += error.problems
     if problems:
         raise ConfigError(problems)

@@ -1,8 +1,8 @@
 """Learning rate and weight decay as pure functions of the step (paper, training recipes).
 
-FloatLM: cosine from the peak to `min_lr`. TriLM: peak(t) * (1 - t/T), the peak lowered at half of the steps, weight
-decay off after two thirds. Both after a linear warm-up. `step` counts finished updates: the rate is that of the
-update that takes the run from `step` to `step + 1`.
+FloatLM: cosine from the peak to `min_lr`. TriLM: a line from the peak to zero, not below `min_lr`, the peak lowered at
+half of the steps, weight decay off after two thirds. Both after a linear warm-up. `step` counts finished updates, so
+that a step which the loss scaler leaves out holds the schedule, as in DeepSpeed: the rate is that of the next update.
 """
 
 import math
@@ -16,10 +16,12 @@ def learning_rate(config: PretrainConfig, step: int) -> float:
     peak = config.peak_lr_after_drop if dropped else config.peak_lr
     if step < config.warmup_steps:
         return peak * (step + 1) / config.warmup_steps
-    if config.schedule == "linear":
-        # ASSUME: the drop scales the line, lr = peak(t) * (1 - t/T); the paper prints no formula
-        return peak * (1 - step / config.max_steps)
     progress = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
+    if config.schedule == "linear":
+        # ASSUME: peak(t) * (T - t)/(T - w), w the warm-up: the drop scales the line; the paper prints no formula.
+        # GPT-NeoX (megatron/learning_rates.py), with the same floor, loses 1/T of the peak a step in place of
+        # 1/(T - w) and holds from T - w on: at most 2w/T of the peak above this line
+        return max(peak * (1 - progress), config.min_lr)
     return config.min_lr + (peak - config.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 

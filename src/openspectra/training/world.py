@@ -11,12 +11,15 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from openspectra.errors import ConfigError
 from openspectra.training.interruption import SIGNALS
 
 Strategy = Literal["ddp", "fsdp2"]
+Recompute = Literal["none", "blocks"]
+LARGEST_MICRO_BATCH = 8
+"""Most sequences per pass where nobody asks for a number."""
 RANK_VARIABLE, SIZE_VARIABLE = "LOCAL_RANK", "WORLD_SIZE"
 SECONDS_BETWEEN_LOOKS = 0.1
 INTERRUPTED = 75
@@ -29,13 +32,33 @@ class World:
     rank: int = 0
     size: int = 1
     strategy: Strategy = "ddp"
+    micro_batch: int = 0
+    """Sequences per forward and backward pass of a rank; 0: as `micro_batch_of` chooses."""
+    recompute: Recompute = "none"
+    """What the backward pass computes again, so that its activations need not be kept."""
 
     @classmethod
-    def from_environment(cls, devices: int, strategy: Strategy) -> "World | None":
+    def from_environment(cls, devices: int, **settings: Any) -> "World | None":
         """Return this process's place; None where several ranks are wanted and nobody has started them yet."""
         if {RANK_VARIABLE, SIZE_VARIABLE} <= os.environ.keys():
-            return cls(int(os.environ[RANK_VARIABLE]), int(os.environ[SIZE_VARIABLE]), strategy)
-        return cls(strategy=strategy) if devices == 1 else None
+            return cls(int(os.environ[RANK_VARIABLE]), int(os.environ[SIZE_VARIABLE]), **settings)
+        return cls(**settings) if devices == 1 else None
+
+    def micro_batch_of(self, batch: int) -> int:
+        """Return the sequences per pass where a step has `batch`: as given, else the largest number that divides.
+
+        Raises `ConfigError` where ranks times micro batch do not divide the batch.
+        """
+        share, rest = divmod(batch, self.size)
+        micro = self.micro_batch or max(n for n in range(1, LARGEST_MICRO_BATCH + 1) if share % n == 0)
+        if rest or share % micro:
+            raise ConfigError(
+                [
+                    f"--devices: {self.size} ranks with micro batches of {micro} do not divide a batch of {batch} "
+                    "sequences; change --micro-batch or the number of devices."
+                ]
+            )
+        return micro
 
     @property
     def is_sharded(self) -> bool:
@@ -43,14 +66,23 @@ class World:
         return self.size > 1 and self.strategy == "fsdp2"
 
     def start(self) -> None:
-        """Join the other ranks. Raises `ConfigError` where there are fewer GPUs than ranks."""
-        if self.size == 1:
-            return
+        """Take this rank's GPU, where there are any, and join the other ranks.
+
+        Raises `ConfigError` where there are fewer GPUs than ranks.
+        """
         import torch
 
-        if torch.cuda.is_available() and torch.cuda.device_count() < self.size:
-            raise ConfigError([f"--devices: {self.size} asked for, {torch.cuda.device_count()} GPUs here; give fewer."])
-        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        if torch.cuda.is_available():
+            if torch.cuda.device_count() < self.size:
+                raise ConfigError(
+                    [f"--devices: {self.size} asked for, {torch.cuda.device_count()} GPUs here; give fewer."]
+                )
+            torch.cuda.set_device(self.rank)  # before the first collective: `cuda` means this one from here on
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)  # a resumed run has to end bit-identical
+            torch.utils.deterministic.fill_uninitialized_memory = False
+        if self.size > 1:
+            torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
