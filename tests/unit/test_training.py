@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import lightning.pytorch as L
 import numpy as np
@@ -226,7 +227,7 @@ def test_listeners_hear_every_row_and_change_nothing(tmp_path):
     assert listened.records.tables == quiet.records.tables
     for name, rows in quiet.records.tables.items():  # measured before the first step, when nobody listened yet
         assert [row for table, row in heard if table == name] == [row for row in rows if row["step"]], name
-    assert {table for table, _ in heard} == {"train", "valid", "ternary", "checkpoints"}
+    assert {table for table, _ in heard} == {"train", "valid", "valid_sources", "ternary", "checkpoints"}
 
 
 def test_kept_weights_are_log_spaced_then_regular(tmp_path):
@@ -405,7 +406,7 @@ def test_killed_at_any_file_operation_a_save_leaves_the_state_before_or_the_new_
         checkpoints.save(step, trained | {"step": step})
 
     def set_up() -> None:
-        checkpoints.remove()
+        shutil.rmtree(checkpoints.folder, ignore_errors=True)
         for step in range(1, before + 1):
             save(step)
 
