@@ -60,14 +60,12 @@ def stages_below(pid: int) -> list[int]:
 
 def wait_for_training(process: subprocess.Popen, project: Path) -> int:
     """Wait until the TriLM of a workflow has saved a state on its way; return the process that trains it."""
-    deadline = time.monotonic() + 300
+    begun, deadline = time.time(), time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
-        folders = [path.parent for path in (project / TRILM).glob("checkpoints/*/step-00000020.pt")]
-        unfinished = any(not (folder / "step-00000040.pt").exists() for folder in folders)
-        owner = project / TRILM / "owner.json"
-        if unfinished:
-            with suppress(FileNotFoundError):
-                return json.loads(owner.read_text())["pid"]
+        with suppress(FileNotFoundError):  # states come and go, and so does the owner
+            for state in (project / TRILM).glob("checkpoints/*/step-00000020.pt"):
+                if state.stat().st_mtime > begun and not state.with_name("step-00000040.pt").exists():
+                    return json.loads((project / TRILM / "owner.json").read_text())["pid"]
         time.sleep(0.01)
     raise AssertionError((project / "output.txt").read_text())
 
