@@ -66,7 +66,9 @@ def forms_of(output: str) -> set[Form]:
 
 
 def rules_of(output: str) -> set[str]:
-    return set(re.findall(r"^(?:local)?rule (\w+):$", output, re.MULTILINE))
+    """Return the names in all tables of jobs that Snakemake printed."""
+    tables = re.findall(r"^job +count\n-+ +-+\n((?:\w+ +\d+\n)+)", output, re.MULTILINE)
+    return {line.split()[0] for table in tables for line in table.splitlines()} - {"total"}
 
 
 def snakemake(project: Path, study: str, *arguments: str, within=(), **environment: str) -> str:
