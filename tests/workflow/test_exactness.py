@@ -203,6 +203,19 @@ def test_compiled_blocks_are_bit_identical_in_other_processes_and_after_a_kill(t
     assert results[0] == results[1] == results[2]
 
 
+@pytest.mark.slow
+def test_compiled_blocks_computed_again_leave_every_bit(tiny, nursery, tmp_path):
+    cache = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    results = []
+    for compiled, recompute in ((False, "none"), (True, "none"), (True, "blocks")):
+        run = Run(tiny, tmp_path / f"{compiled}{recompute}", options=("--recompute", recompute), environment=cache)
+        run.more = {"compiled": compiled}
+        results.append(finish(nursery, run))
+    plain, kept, computed = results
+    assert computed == kept
+    assert computed != plain, "nothing was compiled"
+
+
 def test_state_of_another_run_is_refused(tiny, nursery, reference, tmp_path):
     _, seconds = reference
     first, second = Run(tiny, tmp_path / "first"), Run(tiny, tmp_path / "second", changes={"seed": 2})

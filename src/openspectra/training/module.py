@@ -56,11 +56,12 @@ class Pretraining(L.LightningModule):
 
     def configure_model(self) -> None:
         layers = self.llama.model.layers
-        if self.world.recompute == "blocks":
-            for layer in layers:
-                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
-        if self.config.is_compiled:
-            for layer in layers:  # block by block: whole-model compilation is not reproducible
+        for layer in layers:  # compiled block by block: whole-model compilation is not reproducible
+            if self.world.recompute == "blocks":
+                # the compiler stays inside: around it, it would leave the block as it is without a word
+                forward = torch.compile(layer.forward) if self.config.is_compiled else layer.forward
+                layer.forward = partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
+            elif self.config.is_compiled:
                 layer.compile()
         if self.world.is_sharded:
             for module in (*layers, self.llama):

@@ -15,6 +15,7 @@ def learning_rate(config: PretrainConfig, step: int) -> float:
     dropped = config.lr_drop_step is not None and step >= config.lr_drop_step
     peak = config.peak_lr_after_drop if dropped else config.peak_lr
     if step < config.warmup_steps:
+        # ASSUME: the first update has a rate already; GPT-NeoX counts from 0, so that its first one changes nothing
         return peak * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
     if config.schedule == "linear":
@@ -22,6 +23,7 @@ def learning_rate(config: PretrainConfig, step: int) -> float:
         # GPT-NeoX (megatron/learning_rates.py), with the same floor, loses 1/T of the peak a step in place of
         # 1/(T - w) and holds from T - w on: at most 2w/T of the peak above this line
         return max(peak * (1 - progress), config.min_lr)
+    # ASSUME: the cosine ends at its lowest rate; GPT-NeoX's runs to zero, over T steps, and is cut off at that rate
     return config.min_lr + (peak - config.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
