@@ -103,7 +103,7 @@ def make_model(folder: Path, texts: list[str], fill_head: float | None = None) -
     with write_artifact(folder, "quantize", config, {}) as draft:
         llama.save_pretrained(draft.folder)
         tokenizer.save(str(draft.folder / "tokenizer.json"))
-        write_json(draft.folder / "tokenizer_config.json", loader_settings("<|end|>"))
+        write_json(draft.folder / "tokenizer_config.json", loader_settings("<|end|>", {}))
     return open_artifact(folder)
 
 

@@ -221,3 +221,17 @@ def test_check_names_what_is_wrong_with_the_tokenizer_file(data, tmp_path):
         (tmp_path / "x.yaml").write_text(content.replace("tokenizer:\n  vocab_size: 512", section))
         finished = run("openspectra", "check", "x.yaml", cwd=tmp_path, OPENSPECTRA_DATA=str(data))
         assert finished.returncode == 2 and said in finished.stdout and len(finished.stdout.splitlines()) == 1
+
+
+def test_end_token_that_a_text_could_hold_and_dropout_are_refused(data):
+    tokenizer = byte_level()
+    content = json.loads(tokenizer.to_str())
+    for token in content["added_tokens"]:
+        token["special"] = False
+    with pytest.raises(ConfigError, match="'<|endoftext|>' written out in a text would end it"):
+        study = study_with(Tokenizer.from_str(json.dumps(content)), data)
+        study.tokenizer(study.corpus())
+    tokenizer.model.dropout = 0.1
+    with pytest.raises(ConfigError, match="`model.dropout` is set, which would alter every document"):
+        study = study_with(tokenizer, data)
+        study.tokenizer(study.corpus())

@@ -35,12 +35,8 @@ def build_tokenizer(config: TokenizerConfig, folder: Path, corpus: Artifact | No
     if not config.file and not corpus:
         raise ConfigError(["tokenizer.file: ready token files need the tokenizer that made them; name it."])
     tokenizer = load_file(config) if config.file else _train(config, corpus)
-    if tokenizer.token_to_id(config.end_of_text) is None:
-        raise ConfigError(
-            [f"tokenizer.end_of_text: {config.end_of_text!r} is not in the vocabulary; name its end token."]
-        )
-    if problem := size_problem(tokenizer, config):
-        raise ConfigError([problem])
+    if problems := _problems(tokenizer, config):
+        raise ConfigError(problems)
     metrics = {"vocab_size": num_ids(tokenizer)}
     if config.file:
         metrics["file_sha256"] = sha256_of(data_folder() / config.file)
@@ -50,7 +46,8 @@ def build_tokenizer(config: TokenizerConfig, folder: Path, corpus: Artifact | No
         tokenizer = _without_post_processor(tokenizer)
         text = tokenizer.to_str(pretty=True)  # not `save`, whose errors say nothing of a disk
         (folder / "tokenizer.json").write_text(text, encoding="utf-8")
-    write_json(folder / "tokenizer_config.json", loader_settings(config.end_of_text))
+    pre_tokenizer = json.loads(tokenizer.to_str())["pre_tokenizer"] or {}
+    write_json(folder / "tokenizer_config.json", loader_settings(config.end_of_text, pre_tokenizer))
     tokenizer.encode_special_tokens = True
     return metrics | (_compression(tokenizer, corpus, config.max_lost_fraction) if corpus else {})
 
@@ -60,26 +57,14 @@ def file_problems(config: TokenizerConfig) -> list[str]:
     if not config.file or not (data_folder() / config.file).is_file():
         return []
     try:
-        problem = size_problem(load_file(config), config)
+        return _problems(load_file(config), config)
     except ConfigError as error:
         return error.problems
-    return [problem] if problem else []
 
 
 def num_ids(tokenizer) -> int:
     """Return the largest id plus one: rows that a table needs. More than the number of entries where ids have holes."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-
-
-def size_problem(tokenizer, config: TokenizerConfig) -> str | None:
-    """Return what is wrong with `vocab_size` for a tokenizer; None where it fits."""
-    size, entries = num_ids(tokenizer), tokenizer.get_vocab_size()
-    if size == config.vocab_size:
-        return None
-    holes = f" ({entries:,} entries with holes between their ids)" if size != entries else ""
-    return (
-        f"tokenizer.vocab_size: the largest id is {size - 1:,}{holes}, so it must be {size}; got {config.vocab_size}."
-    )
 
 
 def fingerprint(tokenizer: Artifact) -> str:
@@ -129,11 +114,36 @@ def _compression(tokenizer, corpus: Artifact, max_lost_fraction: float) -> dict[
     return {"bytes_per_token": num_bytes / num_tokens}
 
 
-def loader_settings(end_of_text: str) -> dict[str, Any]:
-    """Return the `tokenizer_config.json` with which transformers and lm-eval encode as training does."""
+def _problems(tokenizer, config: TokenizerConfig) -> list[str]:
+    """Return what of the config does not fit a tokenizer."""
+    problems, end_of_text = [], tokenizer.token_to_id(config.end_of_text)
+    if end_of_text is None:
+        problems.append(f"tokenizer.end_of_text: {config.end_of_text!r} is not in the vocabulary; name its end token.")
+    else:
+        tokenizer.encode_special_tokens = True
+        if end_of_text in tokenizer.encode(config.end_of_text).ids:
+            problems.append(
+                f"tokenizer.end_of_text: {config.end_of_text!r} written out in a text would end it; set `special: true` for "
+                "it among the `added_tokens` of the file."
+            )
+    size, entries = num_ids(tokenizer), tokenizer.get_vocab_size()
+    if size != config.vocab_size:
+        holes = f" ({entries:,} entries with holes between their ids)" if size != entries else ""
+        problems.append(
+            f"tokenizer.vocab_size: the largest id is {size - 1:,}{holes}, so it must be {size}; got {config.vocab_size}."
+        )
+    return problems
+
+
+def loader_settings(end_of_text: str, pre_tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """Return the `tokenizer_config.json` with which transformers 4 and 5 and lm-eval encode as training does."""
+    prefix = {key: value for key, value in pre_tokenizer.items() if key == "add_prefix_space"}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",  # the class name that both transformers 4 and 5 know
         **dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), end_of_text),
+        **prefix,  # transformers 4 sets this key of the pre-tokenizer to what stands here
+        "add_bos_token": False,
+        "add_eos_token": False,
         "split_special_tokens": True,  # one that is written out in a text is text
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],  # a Llama takes no token_type_ids
@@ -191,6 +201,7 @@ def load_file(config: TokenizerConfig):
     except Exception as error:  # tokenizers raises plain Exception
         raise OpenSpectraError(f"{path}: not a readable tokenizer.json ({error}); fetch it again.") from None
     altering = [key for key in ("truncation", "padding") if getattr(tokenizer, key)]
+    altering += ["model.dropout"] * bool(getattr(tokenizer.model, "dropout", None))
     if altering:
         raise ConfigError(
             [

@@ -35,6 +35,12 @@ class LanguageModel(HFLM):
         return super().generate_until(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(self, requests, disable_tqdm=True, override_bs=None):
+        for texts, _, continuation_ids in requests:
+            if texts and not continuation_ids:
+                raise OpenSpectraError(
+                    f"{self.pretrained}: its tokenizer has no token for {texts[1][:40]!r}, so there is nothing to score; train "
+                    "with a tokenizer that writes this text, or leave the task out."
+                )
         longest = max(len(continuation) for _, _, continuation in requests)
         if longest > self.max_length:
             raise OpenSpectraError(
