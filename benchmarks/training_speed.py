@@ -32,7 +32,7 @@ import torch
 from machine import processor
 
 from openspectra.artifacts import open_artifact, write_artifact, write_json
-from openspectra.data.config import TokenizerConfig, TokensConfig
+from openspectra.data.config import TokenizerConfig, TokenPartConfig, TokensConfig
 from openspectra.data.shards import SHARDS, ShardWriter, in_split
 from openspectra.model.config import AttentionForm, LlamaShape
 from openspectra.study import load_study
@@ -208,14 +208,14 @@ class Field:
     def _write_data(self) -> None:
         tokens = np.random.default_rng(0).integers(self.shape.vocab_size, size=2**21, dtype="<u2")
         data = self.root / "data"
-        for split in ("train", "valid"):
-            config = TokensConfig(split=split)
+        for number, split in enumerate(("train", "valid")):
+            config = TokenPartConfig(part=number, splits=[split])
             with write_artifact(data / "parts" / split, "token_part", config, {}) as draft:
                 writer = ShardWriter(draft.folder, split, tokens.dtype, len(tokens))
                 writer.add(tokens, "0", "random")
                 (shard,) = writer.close()
             part = open_artifact(data / "parts" / split)
-            with write_artifact(data / split, "tokens", config, {"part": part}) as draft:
+            with write_artifact(data / split, "tokens", TokensConfig(split=split), {"part": part}) as draft:
                 write_json(draft.folder / SHARDS, [in_split(shard, part, "part", 0)])
                 draft.metrics |= {"num_tokens": len(tokens), "num_documents": 1, "dtype": tokens.dtype.str}
         with write_artifact(data / "tokenizer", "tokenizer", TokenizerConfig(vocab_size=self.shape.vocab_size), {}):
