@@ -135,6 +135,7 @@ def project(tmp_path_factory, tiny) -> Path:
     floatlm = {"batch_tokens": 512, "peak_lr": {"1L": 4e-3}}
     by_table = tiny_study["families"]["floatlm"] | floatlm | {"peak_lr": {"table": "rates.csv"}}
     sizes = {"sizes": {"1L": SIZE}}
+    small = {"tokenizer": {"vocab_size": 300}, **sizes}
     split = {"valid_fraction": 0.2, "test_fraction": 0.2}
     paper_suite = paper["evaluation"]["suites"]["logiqa"]
     studies = {
@@ -150,20 +151,21 @@ def project(tmp_path_factory, tiny) -> Path:
             "tokenizer": {"file": "tokenizer.json", "vocab_size": 512},
             "training": paper["training"] | TRAINING,
             "families": {"floatlm": paper["families"]["floatlm"] | floatlm},
-            "quantization": paper["quantization"]
-            | {"bits": [8], "num_calibration_samples": 4, "calibration_sequence_length": 64, "group_size": {8: -1}},
+            "quantization": None,
             "evaluation": {"suites": {"some": paper_suite | {"tasks": ["boolq", "triviaqa", "logiqa"]}}},
         },
-        "web": sizes
+        "web": small
         | {
             "base": "tiny",
             "corpus": {"sources": {"web": {"adapter": "hub", "path": "people/text", "revision": COMMIT}}} | split,
             "training": tiny_study["training"] | TRAINING,
             "families": {"floatlm": by_table},
             "quantization": None,
-            "evaluation": {"suites": {"commonsense": paper["evaluation"]["suites"]["commonsense"]}},
+            "evaluation": {
+                "suites": {"some": {"tasks": ["piqa", "lambada_openai"], "batch_size": 4, "dtype": "float32"}}
+            },
         },
-        "sweep": sizes
+        "sweep": small
         | {
             "base": "tiny",
             "corpus": {
