@@ -394,15 +394,21 @@ def _let_umask_rule(staging: Path) -> None:
 
 
 def _place_of(manifest: Manifest) -> str:
-    """Return where in its study an artifact belongs, by what it holds: `trilm/99M`, `evaluation/trilm/99M/*`, `corpus`."""
+    """Return where in its study an artifact belongs, by what it holds: `trilm/99M`, `evaluation/trilm/99M/*`, `corpus`.
+
+    One that does not say, as nothing of a study is, has the name of its stage.
+    """
     stage, config = manifest.stage, manifest.config
-    if stage == "evaluate":
-        return "/".join(("evaluation", *Path(manifest.parents["model"].path).parts[-2:], "*"))
-    if stage == "source":
-        return f"sources/parts/{config['name']}/{config['job']}"
-    if stage in ("part", "token_part"):
-        return f"{'corpus' if stage == 'part' else 'tokens'}/parts/{config['part']}"
-    return f"tokens/{config['split']}" if stage == "tokens" else config.get("model_id", stage)
+    try:
+        if stage == "evaluate":
+            return "/".join(("evaluation", *Path(manifest.parents["model"].path).parts[-2:], "*"))
+        if stage == "source":
+            return f"sources/parts/{config['name']}/{config['job']}"
+        if stage in ("part", "token_part"):
+            return f"{'corpus' if stage == 'part' else 'tokens'}/parts/{config['part']}"
+        return f"tokens/{config['split']}" if stage == "tokens" else config.get("model_id", stage)
+    except KeyError:
+        return stage
 
 
 def _is_misplaced(folder: Path, place: str) -> bool:
