@@ -107,10 +107,14 @@ def _yaml_comments(text: str) -> dict[int, int]:
 
 
 def _top_level_keys(text: str) -> list[str | None]:
-    """Return the top-level key that each line belongs to; None before the first."""
-    keys, key = [], None
+    """Return the top-level key that each line belongs to; None before the first. A comment at the margin is the next key's."""
+    keys: list[str | None] = []
+    key, num_waiting = None, 0
     for line in text.splitlines():
         match = TOP_LEVEL_KEY.match(line)
-        key = match[1] if match else key
+        if match:
+            key = match[1]
+            keys[len(keys) - num_waiting :] = [key] * num_waiting
+        num_waiting = num_waiting + 1 if line.startswith("#") else 0
         keys.append(key)
     return keys

@@ -404,23 +404,24 @@ def repair(study: Annotated[str, typer.Argument(help="Name of the study.")]) -> 
 
     A workflow finds the same by itself, except for altered content of large files, which takes time to read.
     """
-    from openspectra.artifacts import MANIFEST
+    import re
+
     from openspectra.errors import ConfigError
-    from openspectra.upkeep import check_study
+    from openspectra.study_file import STUDY_NAME
+    from openspectra.upkeep import withdraw_damaged
 
     with _session(None):
-        if not Path("results", study).is_dir():
+        if not re.fullmatch(STUDY_NAME, study) or not Path("results", study).is_dir():
             raise ConfigError(
                 [f"STUDY: {study!r} has no folder results/{study} here; give the name of a study that ran."]
             )
-        for root in (Path("results", study), Path("reports", study)):
-            _, _, problems = check_study(root)
-            for path, lines in problems.items():
-                for line in lines:
-                    _say(line)
-                if path.name == MANIFEST:
-                    path.unlink(missing_ok=True)
-        _say(f"now makes it again, and what follows:  snakemake --cores all --config study={study}")
+        lines, num_withdrawn = withdraw_damaged([Path("results", study), Path("reports", study)])
+        for line in lines:
+            _say(line)
+        if num_withdrawn:
+            _say(f"{num_withdrawn} artifacts are made again by:  snakemake --cores all --config study={study}")
+        elif not lines:
+            _say(f"results/{study}: nothing to repair.")
 
 
 @app.command()

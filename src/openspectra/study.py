@@ -251,17 +251,16 @@ def load_study(path: Path) -> Study:
     Raises `ConfigError` with all problems found, each naming file, key, value and remedy.
     """
     study = validate(Study, _with_base(path), str(path))
-    problems = []
-    for resolve in (lambda: study.pretrained, lambda: study.quantized):
+    problems = [*_shape_problems(study), *_engine_problems(study)]
+    if not problems:
         try:
-            resolve()
+            _ = study.pretrained, study.quantized
         except ValidationError as error:
-            problems += describe_problems(str(path), error, PretrainConfig)
+            raise ConfigError(describe_problems(str(path), error, PretrainConfig)) from None
         except ConfigError as error:
-            problems += [f"{path}: {problem}" for problem in error.problems]
-    problems += [f"{path}: {problem}" for problem in _engine_problems(study)]
+            problems += error.problems
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError([f"{path}: {problem}" for problem in problems])
     return study
 
 
@@ -289,6 +288,23 @@ def _with_base(path: Path) -> Any:
     return below | content
 
 
+def _shape_problems(study: Study) -> list[str]:
+    """Return what of each size no model can have, with the keys of its row."""
+    problems = []
+    for label, row in study.sizes.items():
+        if row.hidden_size % (2 * row.num_attention_heads):
+            problems.append(
+                f"sizes.{label}.num_attention_heads: must split `hidden_size` into heads of even width; "
+                f"got {row.num_attention_heads} and {row.hidden_size}."
+            )
+        problems += [
+            f"sizes.{label}.scales_per_matrix: must divide `{name}`; got {row.scales_per_matrix} and {width}."
+            for name, width in (("hidden_size", row.hidden_size), ("intermediate_size", row.intermediate_size))
+            if width % row.scales_per_matrix
+        ]
+    return problems
+
+
 def _engine_problems(study: Study) -> list[str]:
     """Return what gptqmodel and lm-eval would refuse after the training, each with its key and remedy."""
     problems = []
@@ -311,7 +327,7 @@ def _engine_problems(study: Study) -> list[str]:
                     f"quantization.group_size.{bits}: must divide `{name}` of size {label}; got {group} and {width}. "
                     "Choose a divisor or -1."
                     for bits, group in section.group_size.items()
-                    if group == 0 or (group > 0 and width % group)
+                    if group in GROUP_SIZES and group > 0 and width % group
                 ]
                 blocks = [str(bits) for bits in section.bits if bits in BLOCK_BITS]
                 if blocks and width % BLOCK:

@@ -219,6 +219,20 @@ class StudyFile(Config):
         """Return the optimizer steps until the peak learning rate."""
         return round(self.training.warmup_fraction * self.max_steps(family))
 
+    @model_validator(mode="after")
+    def _items_are_the_same_everywhere(self):
+        suites = self.evaluation.suites if self.evaluation else {}
+        given: dict[str, tuple[str, str | None]] = {}
+        for name, suite in suites.items():
+            for task in suite.tasks:
+                other, path = given.setdefault(task, (name, suite.files.get(task)))
+                if path != suite.files.get(task):
+                    raise ValueError(
+                        f"evaluation.suites.{name}.files.{task}: must be as in suite {other}, whose items are fetched and looked "
+                        f"for in the text; got {suite.files.get(task)} and {path}."
+                    )
+        return self
+
     @property
     def rates_tables(self) -> list[str]:
         """Paths of the sweep tables that the study takes its rates from."""

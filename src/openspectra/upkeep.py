@@ -5,12 +5,12 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import chdir
 from pathlib import Path
 
 from openspectra.artifacts import MANIFEST, Artifact, check_tree, open_artifact
-from openspectra.errors import DamagedArtifactError
+from openspectra.errors import ConfigError, DamagedArtifactError
 from openspectra.study import load_study, resolved_configs
 from openspectra.training.trajectory import verify_trajectory
 
@@ -57,7 +57,26 @@ def check_study(path: Path) -> tuple[list[Artifact], int, dict[Path, list[str]]]
                 kept += verify_trajectory(artifact)
             except DamagedArtifactError as error:
                 problems[artifact.folder / "checkpoints"] = str(error).splitlines()
-    return artifacts, kept, problems | _other_than_the_study_says(path)
+    for place, lines in _other_than_the_study_says(path).items():
+        problems.setdefault(place, []).extend(lines)
+    return artifacts, kept, problems
+
+
+def withdraw_damaged(roots: Iterable[Path]) -> tuple[list[str], int]:
+    """Take the manifest from every artifact below `roots` that is not as it should be, so that a workflow makes it again.
+
+    Return a line per problem, those that this does not mend (kept weights, links) among them, and the number of artifacts
+    to be made: withdrawn, or missing before.
+    """
+    lines, num_withdrawn = [], 0
+    for root in filter(Path.is_dir, roots):
+        _, _, problems = check_study(root)
+        for path, found in problems.items():
+            lines += found
+            if path.name == MANIFEST:
+                path.unlink(missing_ok=True)
+                num_withdrawn += 1
+    return list(dict.fromkeys(lines)), num_withdrawn
 
 
 def _other_than_the_study_says(results: Path) -> dict[Path, list[str]]:
@@ -66,9 +85,12 @@ def _other_than_the_study_says(results: Path) -> dict[Path, list[str]]:
     study_file = root / "studies" / f"{name}.yaml"
     if root / "results" / name != Path(os.path.abspath(results)) or not study_file.is_file():
         return {}
-    with chdir(root):  # a study names its tables from there
-        study = load_study(study_file)
-        configs = resolved_configs(study, name)
+    try:
+        with chdir(root):  # a study names its tables from there
+            study = load_study(Path("studies", f"{name}.yaml"))
+            configs = resolved_configs(study, name)
+    except ConfigError as error:
+        return {study_file: error.problems}
     problems = {}
     for place, stage in study.artifacts.items():
         manifest = results / place / MANIFEST

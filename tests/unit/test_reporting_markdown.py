@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from reporting_study import FakeStudy, pretrain_config
 
 from openspectra.errors import OpenSpectraError
 from openspectra.reporting.config import ReportConfig
-from openspectra.reporting.markdown import BEGIN, END, tables, with_tables
+from openspectra.reporting.markdown import BEGIN, DIFFERENCE, END, _gaps, tables, with_tables
 from openspectra.reporting.page import write_report
 
 ROOT = Path(__file__).parents[2]
@@ -44,3 +45,26 @@ def test_a_file_without_markers_is_left_alone():
     assert with_tables(f"a\n{BEGIN}\nold\n{END}\nb", "new", "README.md") == f"a\n{BEGIN}\nnew\n{END}\nb"
     with pytest.raises(OpenSpectraError, match=r"README\.md: no place for the tables"):
         with_tables("a\nb", "new", "README.md")
+
+
+def test_gap_of_a_quantized_model_is_the_mean_of_its_calibration_sets():
+    rows = [
+        {
+            "model_id": "floatlm/1M",
+            "size": "1M",
+            f"{DIFFERENCE}": 0.0,
+            f"{DIFFERENCE}_low": 0.0,
+            f"{DIFFERENCE}_high": 0.0,
+        },
+        *(
+            {
+                "model_id": f"quantlm/1M-4bit{name}",
+                "size": "1M",
+                f"{DIFFERENCE}": value,
+                f"{DIFFERENCE}_low": 0.0,
+                f"{DIFFERENCE}_high": 1.0,
+            }
+            for name, value in (("", 0.5), ("-c0", 0.1), ("-c1", 0.9))
+        ),
+    ]
+    assert "+0.5000 (+0.0000 to +1.0000)" in _gaps(pd.DataFrame(rows))

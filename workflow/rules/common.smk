@@ -46,7 +46,7 @@ QUANTIZED_FROM = sorted({f"{RESULTS}/{ModelId.parse(model).float_parent}/manifes
 
 # Every artifact is a target, by itself: of a missing one whose consumers exist, Snakemake would plan nothing.
 UP_TO = {
-    "corpus": manifests("source", "sources", "part", "corpus", "tasks", "contamination"),
+    "corpus": manifests("source", "sources", "part", "corpus", "contamination") + (BUILT_TASKS if CORPUS else []),
     "tokens": manifests("source", "sources", "part", "corpus", "tokenizer", "token_part", "tokens"),
 }
 UP_TO["pretrain"] = UP_TO["tokens"] + manifests("pretrain")

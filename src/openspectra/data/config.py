@@ -171,7 +171,7 @@ class TokenizerConfig(Config):
     """Entries to train; of `file` its largest id plus one. The model pads them to a multiple of 128 x scales_per_matrix."""
     file: DataPath | None = None
     """A ready `tokenizer.json`, relative to the data folder (`data`, or what OPENSPECTRA_DATA names)."""
-    end_of_text: str = "<|endoftext|>"
+    end_of_text: Text = "<|endoftext|>"
     """Token written after every document."""
     post_processor: Literal["refuse", "remove"] = "refuse"
     """Of a `file` that adds tokens to every text (such as `<bos>`): training text has none, so no other stage may add any."""

@@ -5,7 +5,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from openspectra.data.config import HubSource, ReadConfig
-from openspectra.data.rows import NOT_READABLE, ROWS_AT_A_TIME, Row, damaged_file, refuse_disk_error, rows_of_table
+from openspectra.data.rows import (
+    NOT_READABLE,
+    ROWS_AT_A_TIME,
+    Row,
+    cause_of,
+    damaged_file,
+    refuse_disk_error,
+    rows_of_table,
+)
 from openspectra.errors import ConfigError, OpenSpectraError
 
 if TYPE_CHECKING:
@@ -41,7 +49,7 @@ def _open(source: HubSource, hub_split: str) -> "datasets.IterableDataset":
     except RepositoryNotFoundError:
         problem = "no such data set, or no access to it"
     except (datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:  # RuntimeError: a loading script
-        problem = _first_line(error)
+        problem = cause_of(error)
     except (OSError, HTTPError) as error:
         raise _no_answer(source.path, error) from None
     raise ConfigError([f"{source.path}: {problem}; correct path, name, revision or split."])
@@ -60,7 +68,7 @@ def _file_rows(rows: "datasets.IterableDataset", source: HubSource, place: str) 
         raise ConfigError(
             [
                 f"{place}: columns or types differ from those that the data set begins with "
-                f"({_first_line(error)}); name a subset, or fetch the files and read them with adapter `files`."
+                f"({cause_of(error)}); name a subset, or fetch the files and read them with adapter `files`."
             ]
         ) from None
     except (ConnectionError, TimeoutError, HTTPError) as error:  # after the many tries of `datasets`
@@ -74,12 +82,8 @@ def _file_rows(rows: "datasets.IterableDataset", source: HubSource, place: str) 
 def _no_answer(place: str, error: Exception) -> OpenSpectraError:
     response = getattr(error, "response", None)
     if response is not None and 400 <= response.status_code < 500:
-        return ConfigError([f"{place}: the hub refuses it ({_first_line(error)}); get access, or correct the source."])
+        return ConfigError([f"{place}: the hub refuses it ({cause_of(error)}); get access, or correct the source."])
     return OpenSpectraError(
-        f"{place}: the hub cannot be reached ({type(error).__name__}: {_first_line(error)}); "
+        f"{place}: the hub cannot be reached ({type(error).__name__}: {cause_of(error)}); "
         "run the same command again where there is a network."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".")

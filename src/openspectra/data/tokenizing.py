@@ -69,9 +69,10 @@ def build_tokens(config: TokensConfig, tokenizer: Artifact, parts: list[Artifact
     lost_bytes, num_bytes = (sum(count[key] for count in sources.values()) for key in ("lost_bytes", "bytes"))
     require_kept(f"split `{config.split}`", lost_bytes, num_bytes, tokenizer.manifest.config["max_lost_fraction"])
     if not shards:
+        section = "token_files" if any("files" in part.manifest.config for part in parts) else "corpus"
         raise OpenSpectraError(
-            f"tokens: split `{config.split}` has no tokens; give more documents, or another corpus.valid_fraction or "
-            "corpus.test_fraction."
+            f"tokens: split `{config.split}` has no tokens; give more documents, or another {section}.valid_fraction or "
+            f"{section}.test_fraction."
         )
     write_json(folder / SHARDS, shards)
     return {

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, model_validator
 
 from openspectra.config import Config, PositiveInt, Seed, Text
+from openspectra.data.config import DataPath
 
 BuiltTask = Literal["held_out_text", "cloze", "continuation", "minimal_pairs"]
 """The benchmarks that a study can build from its test split; any other task is lm-eval's."""
@@ -30,7 +31,7 @@ class TasksConfig(Config):
 
 FILE_READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 """How `datasets` calls the reader of a file, by its ending."""
-TaskFiles = dict[str, Annotated[str, Field(min_length=1)]]
+TaskFiles = dict[Text, DataPath]
 """By lm-eval task: a file of the data folder (.parquet, .json or .jsonl) with the items that are scored, in the columns
 of the task's data set, for a task whose data set the hub no longer gives."""
 

@@ -97,11 +97,7 @@ def load_tasks(
 
 
 def _require_known(names: list[str], known: list[str]) -> None:
-    problems = [
-        f"evaluate.tasks: {name!r} is named twice; name it once."
-        for name in sorted(set(names))
-        if names.count(name) > 1
-    ]
+    problems = []
     for name in sorted(set(names) - set(known)):
         close = difflib.get_close_matches(name, known, n=1)
         remedy = f"did you mean `{close[0]}`?" if close else "`lm_eval ls tasks` prints the names."

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from openspectra.evaluation.scores import DOCUMENT_COLUMNS
 from openspectra.model_ids import ModelId
 
 if TYPE_CHECKING:
     from openspectra.reporting.load import Model
 
 SCORE_KEYS = ("model_id", "task", "metric", "filter")
-DOCUMENT_KEYS = ("model_id", "task", "document_id", "num_tokens", "num_bytes", "lost_bytes")
+DOCUMENT_KEYS = ("model_id", *(column for column in DOCUMENT_COLUMNS if column != "log_likelihood"))
 
 
 def with_set_means(

@@ -88,7 +88,7 @@ def _gaps(gaps: pd.DataFrame) -> str:
     cells = {}
     for gap in gaps.to_dict("records"):
         model = ModelId.parse(gap["model_id"])
-        if not model.variant and model.step is None and not model.calibration:
+        if not model.variant and model.step is None and model.calibration is None:
             cells[model.kind, model.size] = _interval(gap, DIFFERENCE, signed)
     kinds = sorted({kind for kind, _ in cells}, key=kind_rank)
     return _table(

@@ -23,7 +23,7 @@ from openspectra.model.hugging_face import exported_weights
 from openspectra.model.llama import Llama
 from openspectra.stage_versions import STAGE_VERSIONS
 from openspectra.training.config import PretrainConfig
-from openspectra.training.trajectory import run_folder, run_identity
+from openspectra.training.trajectory import TRAIN_ANEW, run_folder, run_identity
 from openspectra.writing import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -102,12 +102,12 @@ class CheckpointFolder:
             elif (state := self._load(path)) is not None:
                 return state
         if states:
-            raise DamagedArtifactError(f"{self.folder}: no checkpoint is intact; train anew with --fresh.")
+            raise DamagedArtifactError(f"{self.folder}: no checkpoint is intact; {TRAIN_ANEW}.")
         steps = [int(path.stem.removeprefix("weights-")) for path in sorted(self.folder.glob("weights-*.safetensors"))]
         if steps and steps[-1] > self.config.checkpoint_every_steps:  # a state was saved before these weights were
             raise DamagedArtifactError(
                 f"{self.folder}: weights of step {steps[-1]} are here and no training state is; restore `step-*.pt` and "
-                "`step-*.sha256`, or train anew with --fresh."
+                f"`step-*.sha256`, or {TRAIN_ANEW}."
             )
         if steps:
             logger.warning("%s: kept weights up to step %d and no training state; from step 0", self.folder, steps[-1])

@@ -13,6 +13,7 @@ from openspectra.data.tokenizer import TOKENIZER_FILES
 from openspectra.errors import ConfigError, DamagedArtifactError
 from openspectra.training.config import CheckpointConfig
 
+TRAIN_ANEW = "train anew with --fresh, or in a workflow with --forcerun pretrain_model"
 CHECKPOINTS, TABLE, WEIGHTS = "checkpoints", "checkpoints.csv", "model.safetensors"
 
 
@@ -73,10 +74,10 @@ def _kept_folder(run: Artifact) -> Path:
 
 def _problem(path: Path, row: dict[str, str], rows: list[dict[str, str]]) -> str | None:
     if not path.is_file():
-        return f"{path}: missing, though {TABLE} lists it; restore the file, or train the run anew with --fresh."
+        return f"{path}: missing, though {TABLE} lists it; restore the file, or {TRAIN_ANEW}."
     sha256 = sha256_of(path)
     if sha256 == row["sha256"]:
         return None
     others = [other["step"] for other in rows if other["sha256"] == sha256]
     content = f"holds the weights of step {others[0]}" if others else f"differs from its sha256 in {TABLE}"
-    return f"{path}: {content}; train the run anew with --fresh, or restore the file."
+    return f"{path}: {content}; restore the file, or {TRAIN_ANEW}."
