@@ -67,4 +67,4 @@ def test_gap_of_a_quantized_model_is_the_mean_of_its_calibration_sets():
             for name, value in (("", 0.5), ("-c0", 0.1), ("-c1", 0.9))
         ),
     ]
-    assert "+0.5000 (+0.0000 to +1.0000)" in _gaps(pd.DataFrame(rows))
+    assert "+0.5000 (0.0000 to +1.0000)" in _gaps(pd.DataFrame(rows))

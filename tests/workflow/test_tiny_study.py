@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, copy_project, run, snakemake
 
 from openspectra.artifacts import open_artifact, verify_tree
-from openspectra.data.tokenizer import load_tokenizer
+from openspectra.data.tokenizer import TOKENIZER_FILES, load_tokenizer
 from openspectra.data.tokens import Tokens
 from openspectra.strict_yaml import read_yaml
 from openspectra.training.batches import StepData
@@ -116,6 +116,10 @@ def test_loaders_of_the_outside_world_take_the_models(tiny):
         for name, weight in model.state_dict().items():
             if "_proj" in name:
                 check_states(model_id, name, weight)
+    for name in TOKENIZER_FILES:  # beside packed weights too
+        content = (tiny / "results/tiny/tokenizer" / name).read_bytes()
+        copies = list((tiny / "results/tiny").rglob(name))
+        assert len(copies) > len(MODELS) and all(path.read_bytes() == content for path in copies)
 
 
 def check_states(model_id: str, name: str, weight) -> None:

@@ -43,8 +43,9 @@ def quantize(config: QuantizeConfig, model: Artifact, tokens_train: Artifact, fo
     rows = _run_gptq(config, model.folder, samples, packed)
     write_csv(folder / "layers.csv", rows[0], rows)
     _write_dense(packed, folder)
-    for name in TOKENIZER_FILES:
-        shutil.copyfile(model.file(name), folder / name)
+    for target in (folder, packed):  # gptqmodel writes a tokenizer of its own, with other settings
+        for name in TOKENIZER_FILES:
+            shutil.copyfile(model.file(name), target / name)
     return _counts(config, model) | {"mean_layer_loss": sum(row["loss"] for row in rows) / len(rows)}
 
 
