@@ -237,5 +237,5 @@ with only_writer(Path(sys.argv[1])):
     end.start()
     monkeypatch.setenv(WAITS, "1")
     make(tmp_path / "out").verify()
-    assert first.poll() == 0
     end.join()
+    assert first.returncode == 0
