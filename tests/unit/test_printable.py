@@ -33,7 +33,7 @@ def test_a_message_is_one_line_for_each_problem():
 
 
 def test_a_name_forges_no_line_of_a_log(tmp_path, capsys):
-    with pytest.raises(ValueError), log_to(tmp_path / "log"):
+    with pytest.raises(OpenSpectraError, match="ValueError: first"), log_to(tmp_path / "log"):
         logging.getLogger("openspectra.test").warning("%s: gone", FORGED)
         raise ValueError(f"first\x1b[2J\n{FORGED}")
     lines = (tmp_path / "log").read_text().splitlines()
