@@ -32,7 +32,8 @@ def rate(family: str, step: int) -> float:
 
 def reference(family: str, half: bool, scale: float) -> Iterator[tuple[float, float]]:
     """Train; yield the loss of each step in nats, and the loss scale after it."""
-    model, tokens = Llama(config().shape, family), RandomTokens(0)
+    form = config(precision="16-mixed" if half else "32-true").attention_form("cpu")  # rounds in a way of its own
+    model, tokens = Llama(config().shape, family, form), RandomTokens(0)
     model.reset_parameters(SEED)
     decayed = [weight for weight in model.parameters() if weight.ndim == 2]
     others = [weight for weight in model.parameters() if weight.ndim != 2]
