@@ -259,7 +259,7 @@ def test_tokenizer_is_trained_on_the_beginning_of_a_large_split(made, tmp_path, 
 def test_vocabulary_of_another_size_is_refused(made, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENSPECTRA_DATA", str(made.folder))
     study = DataStudy(study_of(tokenizer={"vocab_size": 281, "file": "tokenizer/tokenizer.json"}), tmp_path)
-    with pytest.raises(ConfigError, match="the tokenizer has 280 entries, the config says 281"):
+    with pytest.raises(ConfigError, match="the largest id is 279, so it must be 280; got 281"):
         study.tokenizer()
 
 

@@ -122,7 +122,7 @@ def project(tmp_path_factory, tiny) -> Path:
     tokenizer = open_artifact(tiny / "results/tiny/tokenizer").file("tokenizer.json").read_bytes()
     (data / "tokenizer.json").write_bytes(tokenizer)
     tokens = Tokens(open_artifact(tiny / "results/tiny/tokens/train", "tokens"))
-    ids = tokens.sequences(range(80), 128)[:, :-1].reshape(-1).astype("<u2")
+    ids = tokens.sequences(range(tokens.num_sequences(128)), 128)[:, :-1].reshape(-1).astype("<u2")
     ids[: len(ids) // 2].tofile(data / "tokens/a.bin")
     ids[len(ids) // 2 :].tofile(data / "tokens/b.bin")
     rng = random.Random(0)
@@ -146,13 +146,22 @@ def project(tmp_path_factory, tiny) -> Path:
             | {
                 "files": {"one": ["tokens/a.bin"], "two": ["tokens/b.bin"]},
                 "tokenizer_sha256": hashlib.sha256(tokenizer).hexdigest(),
-                "valid_fraction": 0.2,
+                **split,
             },
             "tokenizer": {"file": "tokenizer.json", "vocab_size": 512},
             "training": paper["training"] | TRAINING,
             "families": {"floatlm": paper["families"]["floatlm"] | floatlm},
             "quantization": None,
-            "evaluation": {"suites": {"some": paper_suite | {"tasks": ["boolq", "triviaqa", "logiqa"]}}},
+            "evaluation": {
+                "built_tasks": {
+                    "seed": 1,
+                    "num_documents": 2,
+                    "document_characters": 300,
+                    "num_items": 2,
+                    "tasks": ["held_out_text"],
+                },
+                "suites": {"some": paper_suite | {"tasks": ["held_out_text", "boolq", "triviaqa", "logiqa"]}},
+            },
         },
         "web": small
         | {

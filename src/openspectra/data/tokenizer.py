@@ -121,7 +121,7 @@ def _problems(tokenizer, config: TokenizerConfig) -> list[str]:
         problems.append(f"tokenizer.end_of_text: {config.end_of_text!r} is not in the vocabulary; name its end token.")
     else:
         tokenizer.encode_special_tokens = True
-        if end_of_text in tokenizer.encode(config.end_of_text).ids:
+        if end_of_text in tokenizer.encode(config.end_of_text, add_special_tokens=False).ids:
             problems.append(
                 f"tokenizer.end_of_text: {config.end_of_text!r} written out in a text would end it; set `special: true` for "
                 "it among the `added_tokens` of the file."
