@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+LAYOUT = ("--set-resources", "pretrain_model:micro_batch=2")
+"""Of every training of `tiny`: two micro batches a step, so that gradient accumulation is exercised. Bits hold within one."""
 TRACKED = ("Snakefile", "config.yaml", "studies", "workflow", "slurm", "envs", "resources")
 
 
@@ -80,12 +82,8 @@ def _kill_at_file_operation(number: int) -> None:
 
 
 def snakemake(project: Path, *arguments: str, within: Sequence[str] = ()) -> subprocess.CompletedProcess:
-    """Run the workflow of the `tiny` study in `project` on two cores, started by the command `within`.
-
-    Two micro batches a step: gradient accumulation is exercised.
-    """
-    accumulate = ("--set-resources", "pretrain_model:micro_batch=2")
-    return run(*within, "snakemake", "--config", "study=tiny", *accumulate, "--cores", "2", *arguments, cwd=project)
+    """Run the workflow of the `tiny` study in `project` on two cores, started by the command `within`."""
+    return run(*within, "snakemake", "--config", "study=tiny", *LAYOUT, "--cores", "2", *arguments, cwd=project)
 
 
 def copy_project(target: Path) -> Path:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import copy_project, run, snakemake
+from conftest import LAYOUT, copy_project, run, snakemake
 from test_tiny_study import damage, edit_study, hashes, planned
 
 from openspectra.artifacts import open_artifact
@@ -38,7 +38,7 @@ def start(project: Path, *arguments: str) -> subprocess.Popen:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with (project / "output.txt").open("w") as output:
         return subprocess.Popen(
-            ["snakemake", "--config", "study=tiny", "--cores", "2", *arguments],
+            ["snakemake", "--config", "study=tiny", *LAYOUT, "--cores", "2", *arguments],
             cwd=project,
             env=os.environ | {"PATH": path, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"},
             stdout=output,
@@ -115,7 +115,7 @@ def test_a_requeued_job_of_a_forced_training_goes_on(tiny_copy):
     for option, name in (("train", "tokens/train"), ("valid", "tokens/valid"), ("tokenizer", "tokenizer")):
         command += [f"--{option}", str(results / name)]
     outputs = [run(*command, cwd=tiny_copy, OPENSPECTRA_TRAIN_ANEW="0123 trilm/2L").stdout for _ in range(2)]
-    assert "trains anew, as ordered" in outputs[0] and "step 40/40" in outputs[0]
+    assert "trains anew, as ordered" in outputs[0] and "continues from" not in outputs[0]
     assert "as ordered" not in outputs[1] and "continues from step 40 of 40" in outputs[1]
     assert "`--forcerun pretrain_model` or --fresh trains anew" in outputs[1]
 
@@ -126,7 +126,7 @@ def test_whatever_is_missing_is_planned_with_what_follows(tiny_copy):
         manifest = tiny_copy / "results/tiny" / place / "manifest.json"
         manifest.rename(manifest.with_name("aside"))
         plan = snakemake(tiny_copy, "-n").stdout
-        assert f"output: results/tiny/{place}/manifest.json" in plan, place
+        assert f"Missing output files: results/tiny/{place}/manifest.json" in plan, place
         assert planned(plan)["render_report"] == 1, place
         manifest.with_name("aside").rename(manifest)
     assert "Nothing to be done" in snakemake(tiny_copy, "-n").stdout
@@ -177,7 +177,7 @@ def test_artifact_in_the_place_of_another_is_refused_and_made_again(tiny_copy):
     shutil.rmtree(place)
     shutil.copytree(tiny_copy / EVALUATION.format("trilm"), place)
     finding = "evaluation/floatlm/2L/held_out/manifest.json: belongs into evaluation/trilm/2L/*"
-    report = ("report", "--config", "results/tiny/configs/report.json", "--out", "new", EVALUATION.format("floatlm"))
+    report = ("report", "--study", "studies/tiny.yaml", "--out", "new", EVALUATION.format("floatlm"))
     for command in (("verify", "results/tiny"), report):
         refused = run("openspectra", *command, cwd=tiny_copy)
         assert refused.returncode == 1
