@@ -141,6 +141,7 @@ def test_check_names_what_the_engines_would_refuse(tmp_path, sections, expected)
         assert problem.startswith(f"{path}: {start}")
 
 
+@pytest.mark.slow
 def test_limits_are_those_of_gptqmodel():
     code = f"""
 import json, torch
@@ -184,6 +185,7 @@ def test_error_inside_gptqmodel_is_one_line_with_the_log(project):
     test_sides_that_no_block_divides(project, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not in_namespace("mount"), reason="this machine lets no user mount a file system")
 def test_full_disk_is_one_line(project):
     quantize = " ".join(command(project, "even", 8, "full/disk"))

@@ -296,7 +296,8 @@ IN_FULL = [(1, "ddp"), (2, "ddp"), (3, "ddp"), *IN_HALF]
 
 @pytest.mark.parametrize(
     ("ranks", "strategy", "precision"),
-    [(*layout, "32-true") for layout in IN_FULL] + [(*layout, "16-mixed") for layout in IN_HALF],
+    [(*layout, "32-true") for layout in IN_FULL]
+    + [pytest.param(*layout, "16-mixed", marks=pytest.mark.slow) for layout in IN_HALF],
 )
 def test_killed_ranks_end_bit_identical(tiny, nursery, tmp_path, ranks, strategy, precision):
     changes = {"global_batch_size": 2 * ranks, "precision": precision, "max_steps": 24, "valid_sequences": 4}
