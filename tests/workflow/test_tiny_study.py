@@ -118,7 +118,7 @@ def test_loaders_of_the_outside_world_take_the_models(tiny):
                 check_states(model_id, name, weight)
     for name in TOKENIZER_FILES:  # beside packed weights too
         content = (tiny / "results/tiny/tokenizer" / name).read_bytes()
-        copies = list((tiny / "results/tiny").rglob(name))
+        copies = [path for path in (tiny / "results/tiny").rglob(name) if path.parent.name != "configs"]
         assert len(copies) > len(MODELS) and all(path.read_bytes() == content for path in copies)
 
 

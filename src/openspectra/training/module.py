@@ -216,9 +216,8 @@ class Checkpointing(L.Callback):
         self._state = self.folder.load_newest()
         if self._state:
             module.step = self._state["step"]
-            module.attention = self._state[
-                "attention"
-            ]  # the form it began with, also where a new run would take another
+            # the form it began with, also where a new run would take another
+            module.attention = self._state["attention"]
             module.llama.set_attention(module.attention)
             module.llama.load_latent_weights(self._state["model"])
             module.records.load(self._state["records"])

@@ -21,7 +21,8 @@ Row = dict[str, Any]
 class Records:
     """Tables, validation losses, spikes and instruments of a run: part of its training state.
 
-    `listeners` are called with the name of a table and each new row of it, as soon as it is there, on every rank.
+    `listeners` are called with the name of a table and each new row of it, as soon as it is there: on every rank, but rows of
+    `checkpoints` on rank 0 alone. After a resume the rows since the restored state are told again.
     """
 
     def __init__(self, config: PretrainConfig):
