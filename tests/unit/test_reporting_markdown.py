@@ -14,7 +14,6 @@ from openspectra.reporting.page import write_report
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.xfail(strict=True, reason="resources/demo comes with the next `make readme`: then take this mark away")
 def test_readme_shows_the_tables_of_the_committed_run():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme == with_tables(readme, tables(ROOT / "resources/demo"), "README.md")

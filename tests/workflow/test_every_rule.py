@@ -114,7 +114,7 @@ def hub_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, tiny) -> Path:
-    """A project with the three small studies, and what they are given in its data folder."""
+    """A project with small studies, and what they are given in its data folder."""
     project = copy_project(tmp_path_factory.mktemp("small") / "project")
     data = project / "data"
     for folder in ("tokens", "text", "benchmarks/logiqa"):
@@ -188,6 +188,8 @@ def project(tmp_path_factory, tiny) -> Path:
             "evaluation": None,
         },
     }
+    held_out = {"built_tasks": studies["tokens"]["evaluation"]["built_tasks"]}
+    studies["both"] = studies["web"] | {"evaluation": studies["web"]["evaluation"] | held_out}
     for name, content in studies.items():
         (project / f"studies/{name}.yaml").write_text(yaml.safe_dump({"title": name} | content))
     return project
@@ -200,11 +202,13 @@ def online(address: str, home: Path) -> dict[str, str]:
 def test_every_form_of_every_planned_command_is_executed(planned, project, hub_folder, tmp_path):
     home, printed = tmp_path / "home", []
     with hub(hub_folder) as address:
-        for study in ("tokens", "web"):
+        for study in ("tokens", "web", "both"):
             printed.append(snakemake(project, study, "prefetch", **online(address, home)))
     alone = in_namespace("net")
     checkpoint = "results/tokens/floatlm/1L@2/manifest.json"
-    for study, targets in (("tokens", ["all", checkpoint]), ("web", ["all"]), ("sweep", ["all"])):
+    searched = "results/both/contamination/manifest.json"  # for built tasks and fetched ones
+    runs = (("tokens", ["all", checkpoint]), ("web", ["all"]), ("both", [searched]), ("sweep", ["all"]))
+    for study, targets in runs:
         printed.append(snakemake(project, study, *targets, within=alone, HF_HOME=str(home)))
     assert verify_tree(project / "results")
     executed = "\n".join([planned["tiny"], *printed])  # the fixture `tiny` ran all that it plans
