@@ -152,6 +152,14 @@ def kill_and_finish(
     return kills, finish(nursery, run)
 
 
+def wait_for_state(run: "Run") -> None:
+    """Return as soon as a run has saved a state; fail where it has none after five minutes."""
+    deadline = time.monotonic() + 300
+    while not list(run.out.glob("checkpoints/*/step-*.pt")):
+        assert time.monotonic() < deadline, run.output
+        time.sleep(0.02)
+
+
 def test_killed_at_random_moments_ends_bit_identical(tiny, nursery, reference, tmp_path):
     result, seconds = reference
     kills, ours = kill_and_finish(tiny, nursery, tmp_path / "run", seconds, random.Random(0), tmp_path)
@@ -194,8 +202,7 @@ def test_compiled_blocks_are_bit_identical_in_other_processes_and_after_a_kill(t
         run = Run(tiny, tmp_path / f"run{number}", environment=cache, more={"compiled": True})
         if number:
             (pid,) = nursery.start(run.request())
-            while not list(run.out.glob("checkpoints/*/step-*.pt")):
-                time.sleep(0.05)
+            wait_for_state(run)
             os.kill(pid, signal.SIGKILL)
             assert nursery.wait() == [-signal.SIGKILL], run.output
         results.append(finish(nursery, run))
@@ -307,8 +314,7 @@ def test_killed_ranks_end_bit_identical(tiny, nursery, tmp_path, ranks, strategy
         run = Run(tiny, tmp_path / name, changes=changes, options=options, more={"initial_scale": 2.0**30})
         if name == "killed":
             pids = nursery.start(*of_ranks(run, ranks))
-            while not list(run.out.glob("checkpoints/*/step-*.pt")):
-                time.sleep(0.02)
+            wait_for_state(run)
             for pid in pids:
                 os.kill(pid, signal.SIGKILL)
             assert nursery.wait() == [-signal.SIGKILL] * ranks, run.output
