@@ -51,8 +51,8 @@ def make_model(folder: Path, hidden: int, intermediate: int, tokenizer: Artifact
         llama.save_pretrained(draft.folder)
         for record in tokenizer.manifest.files:
             (draft.folder / record.path).write_bytes(tokenizer.file(record.path).read_bytes())
-        numbers = {"num_parameters": llama.num_parameters(), "num_linear_parameters": 1}
-        draft.metrics |= numbers
+        count = llama.num_parameters()
+        draft.metrics |= {"num_parameters": count, "num_counted_parameters": count, "num_linear_parameters": 1}
 
 
 def command(project: Path, model: str, bits: int, out: str, **keys: int) -> list[str]:
