@@ -12,6 +12,9 @@ PIP := pip==26.3
 # One hash cannot fit all builds of torch (CPU, each CUDA release), so it is installed by its pin in pyproject.toml.
 TORCH := $(shell sed -n 's/^ *"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
 
+# Two test processes at a time; each takes whole files, whose tests share what they make.
+WORKERS := -n 2 --dist loadfile
+
 # Snakemake's shell commands find `openspectra` and `python` of the environment, and no module from outside it.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport PYTHONPATH
@@ -61,10 +64,10 @@ readme: demo  ## write the demo's tables into README.md
 	@openspectra tables resources/demo README.md
 
 test: env  ## every test that is not slow
-	@python -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+	@python -m pytest -m "not slow and not gpu" $(WORKERS) $(PYTEST_ARGS)
 
 test-slow: env  ## the slow tests
-	@python -m pytest -m slow $(PYTEST_ARGS)
+	@python -m pytest -m slow $(WORKERS) $(PYTEST_ARGS)
 
 test-gpu: env  ## the tests that need one or two CUDA GPUs; they skip elsewhere
 	@python -m pytest -m gpu $(PYTEST_ARGS)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
 LAYOUT = ("--set-resources", "pretrain_model:micro_batch=2")
@@ -102,11 +103,16 @@ def copy_project(target: Path) -> Path:
 def tiny(tmp_path_factory) -> Path:
     """A project folder in which the whole tiny study has been run. Not to be changed: take `tiny_copy` for that.
 
-    It runs without a network, which no study needs that reads nothing from the hub.
+    It runs without a network, which no study needs that reads nothing from the hub; once, for all workers of pytest-xdist.
     """
-    project = copy_project(tmp_path_factory.mktemp("tiny") / "project")
-    finished = snakemake(project, within=in_namespace("net"))
-    assert finished.returncode == 0, finished.stdout[-5000:]
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    project, finished = folder / "tiny/project", folder / "tiny/finished"
+    with FileLock(folder / "tiny.lock"):
+        if not finished.exists():
+            study = snakemake(copy_project(project), within=in_namespace("net"))
+            assert study.returncode == 0, study.stdout[-5000:]
+            finished.touch()
     return project
 
 
