@@ -33,13 +33,19 @@ class Gate:
         self.left -= 1
         if self.left:
             return
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        print(time.perf_counter() - self.started, file=self.reply)
+        seconds, memory = self.measure()
+        print(seconds, memory, file=self.reply)
         line = sys.stdin.readline()
         if not line:
             os._exit(0)
         self.left, self.started = int(line), time.perf_counter()
+
+    def measure(self) -> tuple[float, int]:
+        """Return the seconds since the steps began, and the most bytes that torch has held on the GPU (0 without one)."""
+        if not torch.cuda.is_available():
+            return time.perf_counter() - self.started, 0
+        torch.cuda.synchronize()
+        return time.perf_counter() - self.started, torch.cuda.max_memory_reserved()
 
 
 class TokenRows(torch.utils.data.Dataset):
@@ -73,6 +79,7 @@ def openspectra(settings: SimpleNamespace) -> None:
     sys.argv = ["openspectra", "pretrain", "--config", settings.config, "--out", settings.work]
     sys.argv += ["--train", f"{data}/train", "--valid", f"{data}/valid", "--tokenizer", f"{data}/tokenizer"]
     sys.argv += ["--threads", str(torch.get_num_threads()), "--micro-batch", str(settings.batch_size)]
+    sys.argv += ["--recompute", settings.recompute]
     main()
 
 

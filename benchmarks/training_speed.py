@@ -5,6 +5,7 @@
     python benchmarks/training_speed.py families      TriLM against FloatLM
     python benchmarks/training_speed.py instruments   with instruments and checkpoints against without
     python benchmarks/training_speed.py families --device cuda --size 560M
+    python benchmarks/training_speed.py sizes --device cuda       the paper's sizes: tokens/s, FLOP utilization, memory
 
 Every contender is a process that holds its trainer ready and does a few optimizer steps when told to; all others
 wait meanwhile. They take turns round by round, so that the noise of the machine meets all of them alike, and a
@@ -47,8 +48,13 @@ BATCHES = {
     "99M": (16, 2048),
     "560M": (8, 2048),
     "1.1B": (4, 2048),
+    "2.4B": (8, 2048),
+    "3.9B": (4, 2048),
 }
 """Sequences per step and tokens per sequence, by size."""
+RECOMPUTE = {"2.4B": "blocks", "3.9B": "blocks"}
+"""What the race `sizes` computes again in the backward pass, so that a step of one pass fits into 80 GB."""
+PAPER_SIZES = "99M,560M,1.1B,2.4B,3.9B"
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bfloat16 products per second by data sheet: what model FLOP utilization is a share of."""
 WARM_UP_STEPS = 3
@@ -74,6 +80,8 @@ class Contender:
     """From the start of the process to the end of the first step."""
     seconds: list[float] = field(default_factory=list)
     """Per step, of each round."""
+    memory: int = 0
+    """Most bytes that torch has held on the GPU."""
 
     @contextmanager
     def running(self, root: Path) -> Iterator["Contender"]:
@@ -90,7 +98,7 @@ class Contender:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled"), "HF_HUB_OFFLINE": "1"},
+                env=os.environ | self.environment | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")},
             )
         try:
             self.log = folder / "log"
@@ -101,6 +109,11 @@ class Contender:
         finally:
             self.process.kill()
             self.process.wait()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the program is told beside its settings: no hub, and in a race on a CPU no GPU, which it would take."""
+        return {"HF_HUB_OFFLINE": "1"} | ({"CUDA_VISIBLE_DEVICES": ""} if self.settings["device"] == "cpu" else {})
 
     def take_turn(self, count: int) -> None:
         """Do one step to fill the caches again, then `count`; record the seconds that each of these took."""
@@ -115,11 +128,23 @@ class Contender:
         line = self.process.stdout.readline()
         if not line:
             raise SystemExit(f"{self.name}: ended early\n{self.log.read_text()[-3000:]}")
-        return float(line)
+        seconds, memory = line.split()
+        self.memory = int(memory)
+        return float(seconds)
 
 
 def race(contenders: list[Contender], rounds: int, steps: int, root: Path) -> None:
-    """Let all contenders do `steps` steps in turn, `rounds` times; every round begins with another one."""
+    """Let all contenders do `steps` steps in turn, `rounds` times; every round begins with another one.
+
+    On a GPU each does all its rounds alone: its memory does not hold them all, and nobody else computes there.
+    """
+    if contenders[0].settings["device"] == "cuda":
+        for contender in contenders:
+            with contender.running(root):
+                print(f"{contender.name}: ready after {contender.start_up_seconds:.0f} s", file=sys.stderr)
+                for _ in range(rounds):
+                    contender.take_turn(steps)
+        return
     with ExitStack() as stack:
         for contender in contenders:
             stack.enter_context(contender.running(root))
@@ -145,6 +170,7 @@ class Field:
 
     def __init__(self, arguments: argparse.Namespace, root: Path):
         self.root, self.batch = root, BATCHES[arguments.size]
+        self.recompute = RECOMPUTE.get(arguments.size, "none")
         self.study = load_study(HERE.parent / "studies" / "paper.yaml")
         is_small = arguments.size.startswith("small")
         size = "99M" if is_small else arguments.size
@@ -185,6 +211,7 @@ class Field:
         weights = shape.num_linear_parameters + shape.vocab_size * shape.hidden_size
         settings = self.common | {"program": "openspectra", "config": str(path), "compile": compile}
         settings |= {"attention": attention, "float32_stream": float32_stream}
+        settings |= {"recompute": self.recompute}
         return Contender(name, settings, model_flops(weights, shape, self.batch))
 
     def peer(self, program: str, compile: bool) -> Contender:
@@ -245,10 +272,10 @@ def line_up(arguments: argparse.Namespace, field: Field) -> list[Contender]:
 def levers(field: Field) -> list[Contender]:
     """Return our trainer without the levers, with each alone, with all; where they are at hand, nanoGPT plain and compiled.
 
-    In float32 a run takes the compiler alone: that is what is together there, and there is no half-precision stream.
+    Attention as products is for CPUs. In float32 a run takes the compiler alone: that is what is together there, and there is no half-precision stream.
     """
     without = {"attention": "fused", "float32_stream": True}
-    alone = {"products": without | {"attention": "products"}}
+    alone = {} if field.common["device"] == "cuda" else {"products": without | {"attention": "products"}}
     if field.common["precision"] != "32-true":
         alone |= {"half-precision stream": without | {"float32_stream": False}, "compiled": without | {"compile": True}}
     ours = [field.ours("without", "floatlm", **without)]
@@ -258,10 +285,62 @@ def levers(field: Field) -> list[Contender]:
     return [*ours, *peers, field.product()]
 
 
+def race_of_sizes(arguments: argparse.Namespace, path: Path) -> None:
+    """Train both families at each size, each alone on the machine; write a Markdown table, row by row.
+
+    Compiled, as all runs of the paper are. A size that fails stands in the table as such.
+    """
+    header = ["model", "batch", "recompute", "ms per step", "tokens/s", "MFU", "GPU memory (GiB)", "start-up (s)"]
+    lines = [
+        f"{describe(arguments)}, one pass a step, {arguments.rounds} steps",
+        "",
+        *map(table_row, (header, ["---"] * len(header))),
+    ]
+    peak = peak_flops(arguments.device)
+    for size in arguments.sizes.split(","):
+        arguments.size = size
+        for family in ("floatlm", "trilm"):
+            with tempfile.TemporaryDirectory() as folder:
+                field = Field(arguments, Path(folder))
+                contender = field.ours(f"{family} {arguments.size}", family, compile=True)
+                sequences, length = field.batch
+                row = [contender.name, f"{sequences} x {length}", field.recompute]
+                try:
+                    race([contender], 1, arguments.rounds, Path(folder))
+                except SystemExit as error:
+                    print(error, file=sys.stderr)
+                    row += ["failed"] + ["-"] * 4
+                else:
+                    (seconds,) = contender.seconds
+                    share = f"{contender.flops / seconds / peak:.1%}" if peak else "-"
+                    row += [f"{1000 * seconds:,.1f}", f"{sequences * length / seconds:,.0f}", share]
+                    row += [f"{contender.memory / 2**30:.1f}", f"{contender.start_up_seconds:.0f}"]
+            lines.append(table_row(row))
+            path.write_text("\n".join(lines) + "\n")
+    print(path.read_text())
+
+
+def table_row(cells: list[str]) -> str:
+    """Return a row of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def peak_flops(device: str) -> float | None:
+    """Return the data sheet's rate of this GPU, where it is known."""
+    return next((flops for name, flops in PEAK_FLOPS.items() if name in machine(device)), None)
+
+
+def describe(arguments: argparse.Namespace) -> str:
+    """Return day, machine, torch and precision."""
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}, {machine(arguments.device)}, torch {torch.__version__}, {arguments.precision}"
+    )
+
+
 def report(contenders: list[Contender], arguments: argparse.Namespace) -> str:
     """Return the results as a Markdown table."""
     first, rate = contenders[0], contenders[-1]
-    peak = next((flops for name, flops in PEAK_FLOPS.items() if name in machine(arguments.device)), None)
+    peak = peak_flops(arguments.device)
     header = ["contender", "ms per step", "steps/s, relative", "from .. to", "of the product rate", "start-up (s)"]
     rows = []
     for contender in contenders[:-1]:
@@ -275,9 +354,7 @@ def report(contenders: list[Contender], arguments: argparse.Namespace) -> str:
         rows.append(row)
     header += ["MFU"] if peak else []
     lines = [header, ["---"] * len(header), *rows]
-    about = (
-        f"{datetime.now(UTC):%Y-%m-%d}, {machine(arguments.device)}, torch {torch.__version__}, {arguments.precision}, "
-    )
+    about = f"{describe(arguments)}, "
     about += f"size {arguments.size}, batch {' x '.join(map(str, BATCHES[arguments.size]))} tokens, "
     about += f"{arguments.rounds} rounds of {arguments.steps} steps, "
     about += f"matrix product {rate.flops / statistics.median(rate.seconds) / 1e9:,.0f} GFLOP/s"
@@ -318,24 +395,28 @@ def default_precision(device: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("race", choices=("peers", "levers", "families", "instruments"))
+    parser.add_argument("race", choices=("peers", "levers", "families", "instruments", "sizes"))
     parser.add_argument("--peers", type=Path, default=HERE / "peers", help="what fetch_peers.sh has made")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--size", choices=BATCHES, default="small")
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"))
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--steps", type=int, default=2, help="optimizer steps of a contender in each round")
+    parser.add_argument("--sizes", default=PAPER_SIZES, help="of the race `sizes`, with commas between")
     arguments = parser.parse_args()
     arguments.precision = arguments.precision or default_precision(arguments.device)
     if arguments.device == "cpu":  # two cores, on every machine
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
         os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(len(os.sched_getaffinity(0)))
+    (HERE / "results").mkdir(exist_ok=True)
+    if arguments.race == "sizes":
+        race_of_sizes(arguments, HERE / "results" / f"sizes-{arguments.device}-{arguments.precision}.md")
+        return
     with tempfile.TemporaryDirectory() as folder:
         contenders = line_up(arguments, Field(arguments, Path(folder)))
         race(contenders, arguments.rounds, arguments.steps, Path(folder))
     text = report(contenders, arguments)
     name = f"{arguments.race}-{arguments.size}-{arguments.device}-{arguments.precision}"
-    (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / f"{name}.md").write_text(text)
     rounds = {contender.name: contender.seconds for contender in contenders}
     numbers = json.dumps({"about": text.splitlines()[0], "seconds_per_step": rounds}, indent=1)

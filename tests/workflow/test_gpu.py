@@ -1,11 +1,14 @@
 """The tiny study on one and on two GPUs, in both half precisions. `make test-gpu` runs these; elsewhere they skip."""
 
+import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -16,11 +19,14 @@ from openspectra.artifacts import verify_tree
 
 pytestmark = pytest.mark.gpu
 GPUS = torch.cuda.device_count()
+LENGTH = 2048
+"""Tokens of a sequence, in the paper."""
 
 
-def devices(count: int):
-    """Return the parameter `count` of a test, which skips where there are fewer GPUs."""
-    return pytest.param(count, marks=pytest.mark.skipif(count > GPUS, reason=f"needs {count} CUDA GPUs, here: {GPUS}"))
+def devices(count: int, *more: str):
+    """Return the parameters `count` and `more` of a test, which skips where there are fewer GPUs."""
+    needs_gpus = pytest.mark.skipif(count > GPUS, reason=f"needs {count} CUDA GPUs, here: {GPUS}")
+    return pytest.param(count, *more, marks=needs_gpus)
 
 
 @pytest.fixture(scope="module", params=["bf16-mixed", "16-mixed"])
@@ -50,25 +56,89 @@ def test_whole_study(project, count):
     assert (project / "reports/tiny/index.html").is_file()
 
 
+@pytest.mark.parametrize("count", [devices(1)])
+def test_scores_are_those_of_a_cpu(project, count):
+    """Likelihoods of the same model, on a GPU and where it sees none: equal but for the order of sums in float32."""
+    model = "results/tiny/evaluation/floatlm/2L"
+    read = partial(likelihoods, project / model / "held_out")
+    assert snakemake(project, f"{model}/held_out/manifest.json").returncode == 0
+    gpu = read()
+    shutil.rmtree(project / model)
+    finished = snakemake(project, f"{model}/held_out/manifest.json", within=("env", "CUDA_VISIBLE_DEVICES="))
+    assert finished.returncode == 0, finished.stdout[-5000:]
+    cpu = read()
+    assert len(gpu) > 40
+    assert gpu == pytest.approx(cpu, rel=1e-4)
+    assert gpu != cpu, "both were computed by the same device"
+
+
+def likelihoods(folder) -> list[float]:
+    """Return the log-likelihoods of all documents and of all choices of all items, in nats."""
+    texts = [row["log_likelihood"] for row in rows(folder / "documents.csv")]
+    texts += [text for row in rows(folder / "items.csv") for text in row["log_likelihoods"].split()]
+    return [float(text) for text in texts]
+
+
+def rows(path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def has_tokens(project):
+    if not (project / "results/tiny/tokens/valid/manifest.json").exists():
+        assert snakemake(project, "tokens").returncode == 0
+
+
+def straight_and_stopped(project, folder, changes, options) -> list[dict]:
+    """Return the results of a run, and of the same one stopped at its first state and continued with an empty compiler cache."""
+    results = []
+    for name in ("straight", "stopped"):
+        run = Run(project, folder / name, changes=changes, options=options)
+        command = [sys.executable, "-m", "openspectra.cli", *run.arguments]
+        if name == "stopped":
+            with (folder / "output.txt").open("w+") as output:
+                process = subprocess.Popen(
+                    command, stdout=output, stderr=subprocess.STDOUT, env=compiler_cache(folder / "first")
+                )
+                while not list(run.out.glob("checkpoints/*/step-*.pt")):
+                    assert process.poll() is None, (folder / "output.txt").read_text()
+                    time.sleep(0.05)
+                process.send_signal(signal.SIGTERM)
+                assert process.wait() == 75, (folder / "output.txt").read_text()
+        cache = compiler_cache(folder / ("first" if name == "straight" else "second"))
+        finished = subprocess.run(command, capture_output=True, text=True, check=False, env=cache)
+        assert finished.returncode == 0, finished.stderr
+        results.append(run.result())
+    return results
+
+
+def compiler_cache(folder) -> dict[str, str]:
+    return os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder)}
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("count", [devices(1), devices(2)])
 def test_resumed_run_is_bit_identical(project, tmp_path, count, strategy):
-    if not (project / "results").exists():
-        assert snakemake(project, "tokens").returncode == 0
+    has_tokens(project)
+    changes = {"max_steps": 400, "checkpoint_every_steps": 20}
     options = ("--devices", str(count), "--strategy", strategy, "--micro-batch", "2")
-    results = []
-    for name in ("straight", "stopped"):
-        run = Run(project, tmp_path / name, changes={"max_steps": 400, "checkpoint_every_steps": 20}, options=options)
-        command = [sys.executable, "-m", "openspectra.cli", *run.arguments]
-        if name == "stopped":
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            while not list(run.out.glob("checkpoints/*/step-*.pt")):
-                assert process.poll() is None, process.communicate()[0]
-                time.sleep(0.05)
-            process.send_signal(signal.SIGTERM)
-            output, _ = process.communicate()
-            assert process.returncode == 75, output
-        finished = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert finished.returncode == 0, finished.stderr
-        results.append(run.result())
-    assert results[0] == results[1]
+    straight, stopped = straight_and_stopped(project, tmp_path, changes, options)
+    assert straight == stopped
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+@pytest.mark.parametrize(("count", "strategy"), [devices(1, "ddp"), devices(2, "ddp"), devices(2, "fsdp2")])
+def test_resumed_run_at_the_papers_length_is_bit_identical(project, tmp_path, count, strategy, compiled):
+    """At 2,048 tokens the backward pass of attention sums many blocks of keys: in any order, unless told otherwise."""
+    has_tokens(project)
+    shape = json.loads((project / "results/tiny/configs/trilm/2L.json").read_text())["shape"]
+    shape |= {"max_position_embeddings": LENGTH, "initializer_range": 0.02}
+    changes = {"sequence_length": LENGTH, "global_batch_size": 4, "peak_lr": 1e-3, "peak_lr_after_drop": 6e-4}
+    if compiled:  # by the rule for large runs: 1.5e14 operations
+        shape |= {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 4, "num_attention_heads": 8}
+        changes["global_batch_size"] = 16
+    changes["shape"] = shape
+    options = ("--devices", str(count), "--strategy", strategy, "--micro-batch", "2")
+    straight, stopped = straight_and_stopped(project, tmp_path, changes, options)
+    assert straight == stopped
+    assert compiled == bool(list((tmp_path / "second").rglob("*.cubin"))), "not what this test is about"

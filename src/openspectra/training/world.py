@@ -77,10 +77,12 @@ class World:
                 raise ConfigError(
                     [f"--devices: {self.size} asked for, {torch.cuda.device_count()} GPUs here; give fewer."]
                 )
-            torch.cuda.set_device(self.rank)  # before the first collective: `cuda` means this one from here on
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True, warn_only=True)  # a resumed run has to end bit-identical
+            # a resumed run has to end bit-identical. Strictly: where it only warns, torch keeps attention's fast backward
+            # pass, whose order of sums varies
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+            torch.use_deterministic_algorithms(True)
             torch.utils.deterministic.fill_uninitialized_memory = False
+            torch.cuda.set_device(self.rank)  # before the first collective: `cuda` means this one from here on
         if self.size > 1:
             torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
