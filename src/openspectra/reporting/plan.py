@@ -1,5 +1,6 @@
 """What a study plans, so that its report names what is not there (yet), at any moment of a running study."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from openspectra.study import Study
 DATA_STAGES = ("corpus", "tokenizer", "tokens", "tasks", "contamination")
 """Stages before the models that the report is about; parts and jobs stand in what they add up to."""
 
+PAPER_TEXTS = ("SlimPajama", "FineWeb-Edu")
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -20,6 +23,8 @@ class Plan:
     models: list[str]
     suites: dict[str, list[str]]
     """Tasks by suite; every model is evaluated on every suite."""
+    text: str
+    """The corpus that all its text is from, where it is one of the paper's; else `other`."""
 
     @property
     def artifacts(self) -> list[str]:
@@ -55,7 +60,17 @@ def plan_of(study: Study) -> Plan:
     """Return what the report of a study is about."""
     data = [place for place, stage in study.artifacts.items() if stage in DATA_STAGES]
     suites = study.evaluation.suites if study.evaluation else {}
-    return Plan(data, study.models, {name: list(suite.tasks) for name, suite in suites.items()})
+    return Plan(data, study.models, {name: list(suite.tasks) for name, suite in suites.items()}, _text_of(study))
+
+
+def _text_of(study: Study) -> str:
+    """Return which of the paper's corpora a study reads, by the paths of all its sources."""
+    if study.corpus:
+        sources = [json.dumps(source.model_dump(mode="json")) for source in study.corpus.sources.values()]
+    else:
+        sources = [path for files in study.token_files.files.values() for path in files]
+    found = [name for source in sources for name in PAPER_TEXTS if name.lower() in source.lower()]
+    return found[0] if len(found) == len(sources) and len(set(found)) == 1 else "other"
 
 
 def _count(absent: list[str], planned: list[str]) -> str:
