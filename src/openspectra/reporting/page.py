@@ -40,7 +40,7 @@ def write_report(
     the study's file: with it the page lists its assumptions, and names what it plans and `artifacts` lack. `paper` is the
     table of the paper's numbers, which ours are held against.
     """
-    results = load_results(artifacts, plan_of(load_study(study)) if study else None)
+    results = load_results(artifacts, plan_of(load_study(study), Path("logs", study.stem)) if study else None)
     losses = document_losses(results.documents, config.num_resamples, config.seed)
     found = [sections.missing_section(results)]
     if results.is_sweep:

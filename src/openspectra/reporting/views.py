@@ -226,8 +226,12 @@ def _row(model: Model, cells: list[Cell]) -> Row:
 
 
 def _view(columns: list[tuple[str, str]], rows: list[Row]) -> View:
-    reasons = [f"{row.name}: {cell.missing}." for row in rows for cell in row.cells if cell.missing]
-    return View(columns, rows, list(dict.fromkeys(reasons)))
+    names: dict[str, dict[str, None]] = {}  # in order, each once
+    for row in rows:
+        for cell in row.cells:
+            if cell.missing:
+                names.setdefault(cell.missing, {})[row.name] = None
+    return View(columns, rows, [f"{', '.join(rows)}: {reason}." for reason, rows in names.items()])
 
 
 def _place(choice: Choice) -> str:
