@@ -36,6 +36,10 @@ rule all:
         UP_TO["all"],
 
 
+onerror:
+    render_what_is_there()
+
+
 # The stages by name: `snakemake --cores all pretrain` builds what is missing up to there.
 rule prefetch:  # all that may need a network: run it where there is one
     input:

@@ -32,7 +32,9 @@ from openspectra.stage_versions import STAGE_VERSIONS
 from openspectra.writing import only_writer, write_atomically
 
 MANIFEST = "manifest.json"
-UNHASHED = {"run.json", "speed.jsonl", "checkpoints", ".staging", "lock", "owner.json", "parts"}
+FINISHED = "finished.json"
+"""A copy of the manifest beside it, where a stage makes several artifacts (`evaluation/suites.py`)."""
+UNHASHED = {"run.json", FINISHED, "speed.jsonl", "checkpoints", ".staging", "lock", "owner.json", "parts"}
 """What may lie beside a manifest without being part of the artifact."""
 RECORDED_PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "datasets", "gptqmodel", "lm_eval", "numpy")
 
@@ -372,7 +374,8 @@ def run_facts(started: float) -> dict[str, Any]:
 
 
 def _publish(out: Path, staging: Path, manifest: Manifest, run: dict[str, Any]) -> None:
-    (out / MANIFEST).unlink(missing_ok=True)
+    for name in (MANIFEST, FINISHED):
+        (out / name).unlink(missing_ok=True)
     for stale in out.iterdir():
         if stale.name not in UNHASHED:
             shutil.rmtree(stale) if stale.is_dir() and not stale.is_symlink() else stale.unlink()

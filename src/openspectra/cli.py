@@ -297,20 +297,25 @@ def tasks(
 
 @app.command()
 def evaluate(
-    config: Config,
-    out: Out,
+    config: Annotated[list[Path], typer.Option("--config", help="Resolved config of a suite (JSON); may be repeated.")],
+    out: Annotated[list[Path], typer.Option("--out", help="Folder of its artifact, one for each --config, in order.")],
     model: Model,
     tasks: Annotated[Path | None, typer.Option("--tasks", help="Artifact of built benchmarks.")] = None,
     threads: Threads = 1,
     log: Log = None,
 ) -> None:
-    """Run one suite of lm-eval tasks on one model."""
+    """Run suites of lm-eval tasks on one model; a suite that was finished before is not computed again."""
+    from openspectra.artifacts import open_artifact
+    from openspectra.config import read_config
     from openspectra.evaluation.config import EvaluateConfig
-    from openspectra.evaluation.harness import evaluate as run
+    from openspectra.evaluation.suites import Suite, evaluate_suites
 
+    if len(config) != len(out):
+        raise typer.BadParameter(f"give one --out for each --config; got {len(config)} and {len(out)}.")
     _set_threads(threads)
-    parents = {"model": (model, None)} | ({"tasks": (tasks, "tasks")} if tasks else {})
-    _run_stage("evaluate", EvaluateConfig, config, out, log, parents, run)
+    with _session(log):
+        suites = [Suite(read_config(EvaluateConfig, path), folder) for path, folder in zip(config, out, strict=True)]
+        evaluate_suites(suites, open_artifact(model), open_artifact(tasks, "tasks") if tasks else None)
 
 
 @app.command()
@@ -322,12 +327,13 @@ def report(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Resolved config (JSON); none given: the study's.")] = None,
     rates: Annotated[Path | None, typer.Option(help="Table of the sweep that the study's rates come from.")] = None,
+    paper: Annotated[Path | None, typer.Option(help="Table of the paper's numbers, to hold ours against.")] = None,
     log: Log = None,
 ) -> None:
     """Write the page, figures and tables of a study, at any moment of it: what is not there is named."""
     from openspectra.artifacts import open_artifact, write_artifact
     from openspectra.config import read_config
-    from openspectra.reporting.config import ReportConfig
+    from openspectra.reporting.config import PUBLISHED, ReportConfig
     from openspectra.reporting.plan import plan_of
     from openspectra.study import load_study
 
@@ -335,12 +341,13 @@ def report(
         loaded = load_study(study)
         resolved = read_config(ReportConfig, config) if config else loaded.report_config(study.stem)
         tables = [rates] if rates else map(Path, loaded.rates_tables)
+        published = paper or (PUBLISHED if PUBLISHED.is_file() else None)
         opened = [open_artifact(path) for path in artifacts or plan_of(loaded).made(Path("results", study.stem))]
         from openspectra.reporting.page import write_report
 
         parents = {os.path.relpath(artifact.folder, out): artifact for artifact in opened}
         with write_artifact(out, "report", resolved, parents) as draft:
-            draft.metrics |= write_report(resolved, opened, draft.folder, next(iter(tables), None), study)
+            draft.metrics |= write_report(resolved, opened, draft.folder, next(iter(tables), None), study, published)
         logger.info("report: done, open %s", out / "index.html")
 
 

@@ -12,6 +12,9 @@ from openspectra.errors import OpenSpectraError
 from openspectra.printable import escaped
 from openspectra.writing import disk_errors
 
+FAILED = "traceback"
+"""Name of the logger that writes what a stage ended with."""
+
 
 class _OneLine(logging.Formatter):
     """A line per message, whatever it holds; only a traceback has several, and no control character either."""
@@ -58,7 +61,7 @@ def log_to(path: Path | None, rank: int = 0) -> Iterator[None]:
         failed = True
         if not path:
             raise
-        logging.getLogger("traceback").exception("failed")
+        logging.getLogger(FAILED).exception("failed")
         if isinstance(error, OpenSpectraError):
             raise
         last = traceback.format_exception_only(error)[-1].strip().partition("\n")[0]

@@ -19,5 +19,5 @@ STAGE_VERSIONS = {
     "quantize": 3,
     "tasks": 1,
     "evaluate": 2,
-    "report": 4,
+    "report": 5,
 }

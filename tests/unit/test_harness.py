@@ -17,6 +17,7 @@ from openspectra.data.config import CorpusConfig
 from openspectra.data.corpus import Document, write_documents
 from openspectra.data.tokenizer import loader_settings
 from openspectra.errors import ConfigError, DamagedArtifactError, OpenSpectraError
+from openspectra.evaluation import harness
 from openspectra.evaluation.build_tasks import build_tasks
 from openspectra.evaluation.config import EvaluateConfig, TasksConfig
 from openspectra.evaluation.harness import evaluate
@@ -316,6 +317,7 @@ def test_unknown_task_names_the_nearest_one(model, tasks, tmp_path, monkeypatch)
         return manager(include_path=include_path, include_defaults=False)
 
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", without_defaults)
+    monkeypatch.setattr(harness, "_task_manager", harness._task_manager.__wrapped__)  # nothing of it is kept
     config = CONFIG.model_copy(update={"tasks": ["clozes", "zebra", "continuation"]})
     with pytest.raises(ConfigError) as caught:
         evaluate(config, model, tmp_path, tasks)

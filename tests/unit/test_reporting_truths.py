@@ -12,10 +12,13 @@ from typer.testing import CliRunner
 
 import openspectra
 from openspectra.cli import app
+from openspectra.errors import OpenSpectraError
 from openspectra.evaluation.config import EvaluateConfig
+from openspectra.logs import log_to
 from openspectra.reporting.config import ReportConfig
 from openspectra.reporting.load import PAPER_AVERAGE, load_results
 from openspectra.reporting.page import write_report
+from openspectra.reporting.plan import _count
 from openspectra.reporting.sections import assumptions_section
 from openspectra.reporting.statistics import mean_accuracy
 
@@ -170,6 +173,37 @@ def test_a_report_is_made_of_what_is_there_and_names_the_holes(running, tmp_path
     assert "<li>quantlm/0.4M-4bit: planned, and not there.</li>" in page
     models = pd.read_csv("reports/made/models.csv", index_col="model_id")
     assert models.loc["trilm/0.4M", "test_loss"] > 0 and pd.isna(models.loc["quantlm/0.4M-4bit", "test_loss"])
+
+
+def test_a_hole_says_what_its_job_ended_with(running, tmp_path):
+    evaluation = "suite logiqa: logiqa: <b>no items</b>; give them as a file."
+    for log, error in (
+        ("quantize_model/quantlm/0.4M-4bit", "made no sense"),
+        ("evaluate_model/trilm/0.4M", evaluation),
+    ):
+        with pytest.raises(OpenSpectraError), log_to(tmp_path / f"logs/made/{log}.log"):
+            raise OpenSpectraError("suite other: another line", error) if "suite" in error else OpenSpectraError(error)
+    with pytest.raises(OpenSpectraError), log_to(tmp_path / "logs/made/evaluate_model/quantlm/0.4M-8bit.log"):
+        raise ZeroDivisionError("by zero")  # nobody foresaw it
+    (tmp_path / "logs/made/evaluate_model/floatlm").mkdir()
+    (tmp_path / "logs/made/evaluate_model/floatlm/0.4M.log").write_text("it still runs\n")
+    finished = CliRunner().invoke(app, ["report", "--study", "studies/made.yaml", "--out", "reports/made"])
+    assert finished.exit_code == 0, finished.output
+    page = (tmp_path / "reports/made/index.html").read_text(encoding="utf-8")
+    assert re.findall(r"<li>(Failed: .*?)</li>", page) == [
+        "Failed: quantlm/0.4M-4bit: made no sense.",
+        "Failed: evaluation/trilm/0.4M: suite other: another line.",
+        "Failed: evaluation/trilm/0.4M: suite logiqa: logiqa: &lt;b&gt;no items&lt;/b&gt;; give them as a file.",
+        "Failed: evaluation/quantlm/0.4M-8bit: ZeroDivisionError: by zero.",
+    ]
+
+
+def test_many_holes_are_named_by_kind():
+    models = [f"{family}/{size}" for family in ("floatlm", "trilm") for size in ("1M", "2M", "3M+lr4e-3", "4M")]
+    models += ["quantlm/1M-4bit", "quantlm/1M-4bit-c1", "quantlm/2M-4bit-c1"]
+    assert _count(models[1:], models) == (
+        "10 of 11: floatlm 2M, 3M+lr4e-3, 4M; trilm 1M, 2M, 3M+lr4e-3, 4M; quantlm-4bit 1M; quantlm-4bit set 1 1M, 2M"
+    )
 
 
 def test_a_report_can_be_made_before_anything_is_there(running, tmp_path):

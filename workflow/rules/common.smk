@@ -77,7 +77,6 @@ wildcard_constraints:
     step=r"\d+",
     quantized=QUANTIZED,
     model="|".join(map(with_steps, STUDY.models)),
-    suite="|".join(SUITES) or "none",
 
 
 def resolved_config(wildcards) -> str:

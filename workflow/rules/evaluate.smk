@@ -25,21 +25,26 @@ rule build_tasks:
 
 
 rule evaluate_model:
+    """All suites of one model in one process; the command computes again only what is not finished (evaluation/suites.py)."""
     input:
-        config=f"{RESULTS}/configs/evaluation/{{suite}}.json",
+        configs=[f"{RESULTS}/configs/evaluation/{suite}.json" for suite in SUITES],
         model=f"{RESULTS}/{{model}}/manifest.json",
         tasks=BUILT_TASKS,
+        benchmarks=ancient(BENCHMARKS),  # only to be there first: data.csv records what was scored
     output:
-        f"{RESULTS}/evaluation/{{model}}/{{suite}}/manifest.json",
+        [f"{RESULTS}/evaluation/{{model}}/{suite}/manifest.json" for suite in SUITES or ["none"]],
     log:
-        f"{LOGS}/evaluate_model/{{model}}/{{suite}}.log",
+        f"{LOGS}/evaluate_model/{{model}}.log",
     params:
         stage_version=STAGE_VERSIONS["evaluate"],
+        suites=[
+            f"--config {RESULTS}/configs/evaluation/{suite}.json --out {RESULTS}/evaluation/{{model}}/{suite}"
+            for suite in SUITES
+        ],
         tasks=f"--tasks {BUILT_TASKS[0]}" if BUILT_TASKS else "",
     conda:
         ENVIRONMENT
     message:
-        "evaluation of {wildcards.model}: {wildcards.suite}"
+        "evaluation of {wildcards.model}"
     shell:
-        "openspectra evaluate --config {input.config} --model {input.model} {params.tasks}"
-        " --threads {threads} --out $(dirname {output}) --log {log}"
+        "openspectra evaluate {params.suites} --model {input.model} {params.tasks} --threads {threads} --log {log}"

@@ -3,9 +3,12 @@
 import fcntl
 import os
 import platform
+from collections.abc import Iterable
 from functools import cache
 from uuid import uuid4
 
+from openspectra.artifacts import FINISHED, open_artifact
+from openspectra.errors import DamagedArtifactError
 from openspectra.upkeep import quick_check
 from openspectra.writing import WAITS
 from snakemake.logging import logger
@@ -58,14 +61,50 @@ def locks_this_study(path: Path) -> bool:
     return any(line.startswith((f"{RESULTS}/", f"{REPORTS}/")) for line in path.read_text(encoding="utf-8").splitlines())
 
 
-def models_to_train_anew() -> list[str]:
-    """Return the models whose training is forced: what their last run left would answer at once otherwise."""
+def forced(rule_name: str, places: Iterable[str]) -> list[str]:
+    """Return those artifacts of a rule that are forced: what their last run left would answer at once otherwise."""
     settings = workflow.dag_settings
-    forced = set(settings.forcerun) | (set(settings.targets) if settings.forcetargets else set())
-    if settings.forceall or "pretrain_model" in forced:
-        return list(STUDY.pretrained)
-    paths = {os.path.relpath(path) for path in forced}
-    return [model for model in STUDY.pretrained if f"{RESULTS}/{model}/manifest.json" in paths]
+    names = set(settings.forcerun) | (set(settings.targets) if settings.forcetargets else set())
+    if settings.forceall or rule_name in names:
+        return list(places)
+    paths = {os.path.relpath(name) for name in names}
+    return [place for place in places if f"{RESULTS}/{place}/manifest.json" in paths]
+
+
+def forget_forced_evaluations() -> None:
+    """Take from forced evaluations the copy of the manifest by which the command knows that they are finished."""
+    finished = [str(path.parent.relative_to(RESULTS)) for path in Path(RESULTS).glob(f"evaluation/*/*/*/{FINISHED}")]
+    for place in forced("evaluate_model", finished):
+        Path(RESULTS, place, FINISHED).unlink()
+
+
+def other_configs() -> list[str]:
+    """Return the configs that hold anything else than the study says, such as a part of it where a disk was full."""
+    paths = {place: Path(RESULTS, "configs", f"{place}.json") for place in CONFIGS}
+    return [
+        str(path)
+        for place, path in paths.items()
+        if path.exists() and path.read_text(encoding="utf-8") != CONFIGS[place].model_dump_json(indent=2) + "\n"
+    ]
+
+
+def unfetched_benchmarks() -> list[str]:
+    """Return the fetched items, where those of a task could not be had: it is tried again."""
+    try:
+        fetched = [open_artifact(Path(path), "benchmarks") for path in BENCHMARKS]
+    except DamagedArtifactError:  # missing, or told by `quick_check`
+        return []
+    return BENCHMARKS if any("missing" in each.manifest.metrics for each in fetched) else []
+
+
+def page_has_holes() -> bool:
+    """Return whether the page stands and was made without some of what the study has (see `render_what_is_there`)."""
+    try:
+        page = open_artifact(Path(REPORTS), "report")
+    except DamagedArtifactError:  # missing, or told by `quick_check`
+        return False
+    shown = {os.path.normpath(Path(REPORTS, parent.path, "manifest.json")) for parent in page.manifest.parents.values()}
+    return not shown >= set(REPORTED)
 
 
 def plan_what_is_damaged() -> None:
@@ -77,6 +116,9 @@ def plan_what_is_damaged() -> None:
     if problems:
         logger.warning(f"{len(problems)} artifacts are not as they should be: what this call asks for is made again")
         workflow.dag.forcefiles.update(map(str, problems))
+    workflow.dag.forcefiles.update([*other_configs(), *unfetched_benchmarks()])
+    if page_has_holes():
+        workflow.dag.forcefiles.add(f"{REPORTS}/manifest.json")
     if unread:
         size = f"{sum(unread) / 1e9:,.1f} GB in {len(unread)} files"
         logger.warning(f"{size}: looked at by size alone; `openspectra repair {NAME}` reads all")
@@ -90,10 +132,12 @@ def recover() -> list[str]:
     """
     if workflow.is_main_process:
         workflow.dag_settings.force_incomplete = True  # what a killed job left is made again
+        workflow.execution_settings.keep_incomplete = True  # an output is whole or absent; of a failed job some are whole
         plan_what_is_damaged()
         if workflow.executor_plugin and not workflow.dryrun:
             release_locks_of_the_dead()
             os.environ.update({WAITS: "1"})
-            if models := models_to_train_anew():
+            forget_forced_evaluations()
+            if models := forced("pretrain_model", STUDY.pretrained):
                 os.environ.update(OPENSPECTRA_TRAIN_ANEW=" ".join([uuid4().hex, *models]))
     return []

@@ -1,4 +1,4 @@
-"""Evaluation with lm-eval: one suite of tasks on one model, scores and every item's log-likelihoods kept.
+"""Evaluation with lm-eval: suites of tasks on one model, scores and every item's log-likelihoods kept.
 
 Tasks run one after the other, each as a run of its own: the batches of a task, and so the last digits of its score,
 then depend on no other task, and equal those of `lm_eval --tasks <task>` with the same batch size and threads.
@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -31,25 +32,47 @@ DATA_COLUMNS = ("task", "num_items", "sha256")
 """Of the items of each of lm-eval's own tasks: no parent of an evaluation holds them."""
 
 
-def evaluate(config: EvaluateConfig, model: Artifact, folder: Path, tasks: Artifact | None = None) -> dict[str, Any]:
-    """Write `scores.csv`, `documents.csv` and `items.csv` of one model; return the scores as `<task>/<metric>`.
+class Evaluation:
+    """lm-eval on one model, whose weights and task index are loaded once for all suites."""
 
-    `tasks` is a folder made by `build_tasks`; names it does not hold are lm-eval's own tasks, read from the files that
-    the config gives or from the cache of `datasets`; `data.csv` then says what items those were. Raises `ConfigError` for a task nobody knows, and `OpenSpectraError` for a score that is no number.
-    """
-    model.verify()
-    if tasks:
-        tasks.verify()
-    runs = load_tasks(config.tasks, tasks, config.files)
-    lm = _load_model(config, model)
-    scores = Scores(model_id=str(model.manifest.config.get("model_id", model.folder.name)))
-    for run in runs.values():
-        scores.add(_run(config, lm, run, scores.model_id), run["tasks"], lm)
-    write_scores(scores, folder)
-    own = [name for name in runs if not tasks or not tasks.has(f"{name}.jsonl")]
-    if own:
-        write_csv(folder / "data.csv", DATA_COLUMNS, [row for name in own for row in _data_rows(runs[name]["tasks"])])
-    return scores.summary()
+    def __init__(self, model: Artifact, tasks: Artifact | None = None):
+        """`tasks` is a folder made by `build_tasks`; names it does not hold are lm-eval's own tasks."""
+        model.verify()
+        if tasks:
+            tasks.verify()
+        self.model, self.tasks = model, tasks
+        self._lm, self._dtype = None, None
+
+    def run(self, config: EvaluateConfig, folder: Path) -> dict[str, Any]:
+        """Write `scores.csv`, `documents.csv` and `items.csv` of one suite; return the scores as `<task>/<metric>`.
+
+        lm-eval's own tasks are read from the files that the config gives or from the cache of `datasets`; `data.csv`
+        then says what items those were. Raises `ConfigError` for a task nobody knows, and `OpenSpectraError` for a score
+        that is no number.
+        """
+        runs = load_tasks(config.tasks, self.tasks, config.files)
+        lm = self._language_model(config)
+        scores = Scores(model_id=str(self.model.manifest.config.get("model_id", self.model.folder.name)))
+        for run in runs.values():
+            scores.add(_run(config, lm, run, scores.model_id), run["tasks"], lm)
+        write_scores(scores, folder)
+        own = [name for name in runs if not self.tasks or not self.tasks.has(f"{name}.jsonl")]
+        if own:
+            rows = [row for name in own for row in _data_rows(runs[name]["tasks"])]
+            write_csv(folder / "data.csv", DATA_COLUMNS, rows)
+        return scores.summary()
+
+    def _language_model(self, config: EvaluateConfig):
+        if self._dtype != config.dtype:
+            self._lm = None  # before the other weights are read
+            self._lm, self._dtype = _load_model(config, self.model), config.dtype
+        self._lm.batch_size_per_gpu = config.batch_size
+        return self._lm
+
+
+def evaluate(config: EvaluateConfig, model: Artifact, folder: Path, tasks: Artifact | None = None) -> dict[str, Any]:
+    """Run one suite on one model; see `Evaluation`."""
+    return Evaluation(model, tasks).run(config, folder)
 
 
 def load_tasks(
@@ -59,16 +82,15 @@ def load_tasks(
 
     The items of the latter come from the file of the data folder that `files` gives, else from the cache of `datasets`.
 
-    Indexing the 13,000 tasks that come with lm-eval takes seconds, so that is done only where one of them is named.
+    Indexing the 13,000 tasks that come with lm-eval takes seconds, so that is done only where one of them is named, and
+    once in a process.
     Raises `ConfigError` for tasks nobody knows, `OpenSpectraError` for those whose data cannot be had, a line each.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    from lm_eval.tasks import TaskManager
-
     built = json.loads(tasks.file(TASK_TABLE).read_text(encoding="utf-8")) if tasks else {}
     include_defaults = not set(names) <= set(built)
-    manager = TaskManager(include_path=str(tasks.folder) if tasks else None, include_defaults=include_defaults)
+    manager = _task_manager(tasks and (tasks.folder, tasks.sha256), include_defaults)
     _require_known(names, manager.all_tasks)
     loaded, problems = {}, []
     with tempfile.TemporaryDirectory(prefix="openspectra-") as cache:
@@ -94,6 +116,14 @@ def load_tasks(
     if problems:
         raise OpenSpectraError(*problems)
     return loaded
+
+
+@cache
+def _task_manager(built: tuple[Path, str] | None, include_defaults: bool):
+    """Return the index of lm-eval's own tasks and of those in a folder; the hash tells one content of it from another."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(built[0]) if built else None, include_defaults=include_defaults)
 
 
 def _require_known(names: list[str], known: list[str]) -> None:

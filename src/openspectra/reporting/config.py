@@ -1,6 +1,11 @@
 """Config of the report."""
 
+from pathlib import Path
+
 from openspectra.config import Config, PositiveInt, Seed
+
+PUBLISHED = Path("resources/paper/results.csv")
+"""The paper's numbers, in a project's folder."""
 
 
 class ReportConfig(Config):

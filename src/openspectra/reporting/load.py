@@ -188,8 +188,10 @@ def _models(artifacts: list[Artifact], plan: Plan | None) -> list[Model]:
     planned = [ModelId.parse(name) for name in plan.models] if plan else []
     models += [Model(each, missing=("planned, and not there",)) for each in planned if each not in given]
     gaps = [Model(model_id, missing=("no artifact of this model was given",)) for model_id in _grid_gaps(models)]
+    planned_width = plan.parameters if plan else {}
     width = {
         size: max(model.metric("num_parameters") or 0 for model in models if model.id.size == size)
+        or planned_width.get(size, 0)
         for size in {model.id.size for model in models}
     }
     return sorted(

@@ -31,20 +31,23 @@ def write_report(
     folder: Path,
     rates_table: Path | None = None,
     study: Path | None = None,
+    paper: Path | None = None,
 ) -> dict[str, Any]:
     """Write `index.html`, figures and tables into `folder` and return summary metrics.
 
     `rates_table` is the result of a sweep, a CSV with columns family, size, peak_lr and valid_loss: its curves are
     shown beside the study that takes its rates from it. A sweep itself gets `rates.csv` in place of scores. `study` is
-    the study's file: with it the page lists its assumptions, and names what it plans and `artifacts` lack.
+    the study's file: with it the page lists its assumptions, and names what it plans and `artifacts` lack. `paper` is the
+    table of the paper's numbers, which ours are held against.
     """
-    results = load_results(artifacts, plan_of(load_study(study)) if study else None)
+    results = load_results(artifacts, plan_of(load_study(study), Path("logs", study.stem)) if study else None)
     losses = document_losses(results.documents, config.num_resamples, config.seed)
     found = [sections.missing_section(results)]
     if results.is_sweep:
         found.append(sections.sweep_section(results))
     else:
         found += sections.study_sections(config, results, losses)
+        found += [sections.conformance_section(results, paper)] if paper else []
         found += [sections.rates_section(results, rates_table)] if rates_table else []
     found += sections.closing_sections(config, results, study)
     for section in found:

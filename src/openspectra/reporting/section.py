@@ -31,6 +31,8 @@ class View:
     reasons: list[str] = field(default_factory=list)
     title: str = ""
     """Stands above it, where a section has several."""
+    is_folded: bool = False
+    """Whether the reader must open it: for what is too long to scroll past."""
 
 
 @dataclass(frozen=True)

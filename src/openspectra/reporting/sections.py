@@ -11,6 +11,7 @@ from openspectra.evaluation.config import BUILT_TASKS
 from openspectra.identity import kind_label
 from openspectra.model_ids import ModelId
 from openspectra.reporting import (
+    conformance,
     provenance,
     scaling_figures,
     sweep,
@@ -49,6 +50,27 @@ def study_sections(config: ReportConfig, results: Results, losses: DocumentLosse
         scaling_section(results, model_table),
         gaps_section(results, losses, gaps),
     ]
+
+
+def conformance_section(results: Results, path: Path) -> Section:
+    """Return the paper's numbers, in the CSV `path`, with ours beside them; empty where nothing of the study is in it."""
+    published, models = conformance.read_published(path), conformance.our_models(results)
+    table = conformance.conformance_table(published, models)
+    if not any(model.scores for model in models) and (table["verdict"] == conformance.NOT_COMPARABLE).all():
+        return Section("conformance", "Beside the paper", "Paper")
+    versions = ", ".join(conformance.harness_versions(results)) or "none yet"
+    return Section(
+        "conformance",
+        "Beside the paper",
+        "Paper",
+        f"Every number that the paper prints, {len(table):,} of them, beside that of the nearest model here. Comparable at "
+        "equal size, family, tokens seen (within 1 %), text, task variant, metric, split and items. Match, of weights "
+        f"trained anew: {conformance.RETRAINED}; of the released weights: {conformance.SAME_WEIGHTS}. lm-eval of the paper: "
+        f"{conformance.PAPER_HARNESS}; here: {versions}.",
+        [],
+        [views.verdicts_view(table), views.conformance_view(table)],
+        {"conformance.csv": table},
+    )
 
 
 def sweep_section(results: Results) -> Section:

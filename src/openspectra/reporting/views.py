@@ -1,8 +1,12 @@
 """The tables as the page shows them: cells with units, intervals and reasons for what is missing."""
 
+import re
+from collections import Counter
+
 import pandas as pd
 
 from openspectra.model_ids import rate_label
+from openspectra.reporting.conformance import DIFFERS, MATCH, NOT_COMPARABLE
 from openspectra.reporting.formats import (
     PLUS_MINUS,
     Cell,
@@ -22,6 +26,9 @@ from openspectra.reporting.section import Row, View
 from openspectra.reporting.statistics import LEVEL_TEXT, DocumentLosses, main_scores, mean_accuracy
 from openspectra.reporting.sweep import Choice
 from openspectra.reporting.tables import Gap, missing_loss
+
+NO_REASON = "\u2013"
+"""Stands where there is nothing to say."""
 
 
 def model_view(results: Results, losses: DocumentLosses) -> View:
@@ -64,6 +71,46 @@ def gap_view(gaps: list[Gap]) -> View:
         cells += [_both(gap, key) for key in ("tokens_per_step", "steps", "warmup_steps")]
         rows.append(_row(gap.model, cells))
     return _view(columns, rows)
+
+
+def verdicts_view(table: pd.DataFrame) -> View:
+    """Return how many of the paper's numbers were compared, and how that went, by task."""
+    columns = [("Published", "numbers"), ("Comparable", ""), ("Match", ""), ("Differ", ""), ("Not comparable: why", "")]
+    rows = []
+    for task, cells in table.groupby("task", sort=False):
+        counts = cells["verdict"].value_counts()
+        numbers = [len(cells), len(cells) - counts.get(NOT_COMPARABLE, 0), counts.get(MATCH, 0), counts.get(DIFFERS, 0)]
+        keys = re.sub(r" \(.*?\)", "", "; ".join(cells["differs_in"].dropna())).split("; ")
+        why = ", ".join(f"{key.partition(':')[0]} {count}" for key, count in Counter(filter(None, keys)).most_common(8))
+        cells = [*(Cell(counted(number), number) for number in numbers), Cell(why or NO_REASON)]
+        rows.append(Row(task, "", "", cells))
+    return View(columns, rows)
+
+
+def conformance_view(table: pd.DataFrame) -> View:
+    """Return every number of the paper with ours beside it."""
+    columns = [
+        ("Task", ""), ("Metric", ""), ("Paper", f"{PLUS_MINUS} standard error"), ("Ours", "nearest model"),
+        ("Difference", ""), ("Verdict", ""), ("Rule, or keys that differ", ""),
+    ]  # fmt: skip
+    rows = []
+    for record in table.to_dict("records"):
+        error = f" {PLUS_MINUS}\u00a0{record['paper_stderr']:g}" if given(record["paper_stderr"]) else ""
+        has_value = record["ours"] is not None and given(record["ours"])
+        ours = Cell(f"{record['ours']:.2f}", record["ours"], record["our_model"]) if has_value else Cell(NO_REASON)
+        compared = record["verdict"] != NOT_COMPARABLE
+        reason = record["rule"] if compared else record["differs_in"]
+        cells = [
+            Cell(record["task"]),
+            Cell(record["metric"]),
+            Cell(record["paper"] + error, float(record["paper"])),
+            ours,
+            Cell(signed(record["difference"], 2), record["difference"]) if compared else Cell(NO_REASON),
+            Cell(record["verdict"]),
+            Cell(reason, None, record["note"] or None),
+        ]
+        rows.append(Row(record["paper_model"], "", record["paper_model"], cells))
+    return View(columns, rows, title="Every number", is_folded=True)
 
 
 def sweep_view(chosen: list[Choice]) -> View:
@@ -179,8 +226,12 @@ def _row(model: Model, cells: list[Cell]) -> Row:
 
 
 def _view(columns: list[tuple[str, str]], rows: list[Row]) -> View:
-    reasons = [f"{row.name}: {cell.missing}." for row in rows for cell in row.cells if cell.missing]
-    return View(columns, rows, list(dict.fromkeys(reasons)))
+    names: dict[str, dict[str, None]] = {}  # in order, each once
+    for row in rows:
+        for cell in row.cells:
+            if cell.missing:
+                names.setdefault(cell.missing, {})[row.name] = None
+    return View(columns, rows, [f"{', '.join(rows)}: {reason}." for reason, rows in names.items()])
 
 
 def _place(choice: Choice) -> str:
