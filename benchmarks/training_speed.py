@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -58,6 +59,8 @@ PAPER_SIZES = "99M,560M,1.1B,2.4B,3.9B"
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bfloat16 products per second by data sheet: what model FLOP utilization is a share of."""
 WARM_UP_STEPS = 3
+TWO_CORES = sorted(os.sched_getaffinity(0))[:2]
+"""Where steps are timed on a CPU, on every machine."""
 COMPARISONS = [  # LitGPT has no switch for its compiler: its README's run is a compiled one
     ("Peers as their READMEs run them", "openspectra", ("nanogpt", "litgpt compiled", "transformers")),
     ("Nobody compiled", "openspectra", ("nanogpt", "litgpt", "transformers")),
@@ -82,16 +85,16 @@ class Contender:
     """Per step, of each round."""
     memory: int = 0
     """Most bytes that torch has held on the GPU."""
+    process: subprocess.Popen | None = None
 
-    @contextmanager
-    def running(self, root: Path) -> Iterator["Contender"]:
-        """Start the program in an empty folder with an empty compiler cache; do the first steps; stop it in the end."""
+    def start(self, root: Path) -> None:
+        """Start the program in an empty folder with an empty compiler cache."""
         folder = root / self.name.replace(" ", "-")
         (folder / "work").mkdir(parents=True)
-        path = folder / "settings.json"
+        path, self.log = folder / "settings.json", folder / "log"
         path.write_text(json.dumps(self.settings | {"work": str(folder / "work")}))
-        started = time.perf_counter()
-        with (folder / "log").open("w") as log:
+        self.started = time.perf_counter()
+        with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [self.python, str(HERE / "contender.py"), str(path)],
                 stdin=subprocess.PIPE,
@@ -100,10 +103,23 @@ class Contender:
                 text=True,
                 env=os.environ | self.environment | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")},
             )
+
+    def wait_until_ready(self) -> None:
+        """Wait for the end of the first step, in which a program compiles."""
+        self._answer()
+        self.start_up_seconds = time.perf_counter() - self.started
+        print(f"{self.name}: ready after {self.start_up_seconds:.0f} s", file=sys.stderr)
+
+    @contextmanager
+    def running(self, root: Path) -> Iterator["Contender"]:
+        """Start the program where that was not done; take it to its cores; do the first steps; stop it in the end."""
+        if self.process is None:
+            self.start(root)
+            self.wait_until_ready()
         try:
-            self.log = folder / "log"
-            self._answer()
-            self.start_up_seconds = time.perf_counter() - started
+            if self.settings["device"] == "cpu":
+                for thread in os.listdir(f"/proc/{self.process.pid}/task"):
+                    os.sched_setaffinity(int(thread), TWO_CORES)
             self._do(WARM_UP_STEPS)
             yield self
         finally:
@@ -133,23 +149,31 @@ class Contender:
         return float(seconds)
 
 
-def race(contenders: list[Contender], rounds: int, steps: int, root: Path) -> None:
+def race(contenders: list[Contender], rounds: int, steps: int, root: Path, limit: float = float("inf")) -> None:
     """Let all contenders do `steps` steps in turn, `rounds` times; every round begins with another one.
 
-    On a GPU each does all its rounds alone: its memory does not hold them all, and nobody else computes there.
+    No round begins later than `limit` seconds after the call. Where there is a core for each, all start at once. On a GPU
+    each does all its rounds alone: its memory does not hold them all, and nobody else computes there.
     """
     if contenders[0].settings["device"] == "cuda":
         for contender in contenders:
             with contender.running(root):
-                print(f"{contender.name}: ready after {contender.start_up_seconds:.0f} s", file=sys.stderr)
                 for _ in range(rounds):
                     contender.take_turn(steps)
         return
+    begun = time.perf_counter()
+    if len(os.sched_getaffinity(0)) >= len(contenders):
+        for contender in contenders:
+            contender.start(root)
+        with ThreadPoolExecutor(len(contenders)) as pool:
+            list(pool.map(Contender.wait_until_ready, contenders))
     with ExitStack() as stack:
         for contender in contenders:
             stack.enter_context(contender.running(root))
-            print(f"{contender.name}: ready after {contender.start_up_seconds:.0f} s", file=sys.stderr)
+        os.sched_setaffinity(0, TWO_CORES)
         for number in range(rounds):
+            if time.perf_counter() - begun > limit:
+                break
             first = number % len(contenders)
             for contender in contenders[first:] + contenders[:first]:
                 contender.take_turn(steps)
@@ -356,7 +380,7 @@ def report(contenders: list[Contender], arguments: argparse.Namespace) -> str:
     lines = [header, ["---"] * len(header), *rows]
     about = f"{describe(arguments)}, "
     about += f"size {arguments.size}, batch {' x '.join(map(str, BATCHES[arguments.size]))} tokens, "
-    about += f"{arguments.rounds} rounds of {arguments.steps} steps, "
+    about += f"{len(first.seconds)} rounds of {arguments.steps} steps, "
     about += f"matrix product {rate.flops / statistics.median(rate.seconds) / 1e9:,.0f} GFLOP/s"
     return "\n".join([about, "", *(f"| {' | '.join(line)} |" for line in lines), "", *verdicts(contenders)]) + "\n"
 
@@ -402,19 +426,21 @@ def main() -> None:
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"))
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--steps", type=int, default=2, help="optimizer steps of a contender in each round")
+    parser.add_argument(
+        "--limit", type=float, default=float("inf"), help="seconds after which no round begins, on a CPU"
+    )
     parser.add_argument("--sizes", default=PAPER_SIZES, help="of the race `sizes`, with commas between")
     arguments = parser.parse_args()
     arguments.precision = arguments.precision or default_precision(arguments.device)
     if arguments.device == "cpu":  # two cores, on every machine
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
-        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(len(os.sched_getaffinity(0)))
+        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(len(TWO_CORES))
     (HERE / "results").mkdir(exist_ok=True)
     if arguments.race == "sizes":
         race_of_sizes(arguments, HERE / "results" / f"sizes-{arguments.device}-{arguments.precision}.md")
         return
     with tempfile.TemporaryDirectory() as folder:
         contenders = line_up(arguments, Field(arguments, Path(folder)))
-        race(contenders, arguments.rounds, arguments.steps, Path(folder))
+        race(contenders, arguments.rounds, arguments.steps, Path(folder), arguments.limit)
     text = report(contenders, arguments)
     name = f"{arguments.race}-{arguments.size}-{arguments.device}-{arguments.precision}"
     (HERE / "results" / f"{name}.md").write_text(text)
