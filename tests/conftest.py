@@ -18,6 +18,14 @@ LAYOUT = ("--set-resources", "pretrain_model:micro_batch=2")
 TRACKED = ("Snakefile", "config.yaml", "studies", "workflow", "slurm", "envs", "resources")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Escape what no UTF-8 can hold in a test's captured output: pytest-xdist sends it to another process."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
+
+
 def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
     """Run a command with this environment's programs first on the PATH; stdout holds both streams."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
