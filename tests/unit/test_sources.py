@@ -174,7 +174,7 @@ def test_hostile_files_are_read_to_the_end_and_counted(tmp_path, data_folder):
         ("a.txt", b"\xff", "a.txt", "not UTF-8", "invalid_utf8"),
         ("a.jsonl", line(None), "a.jsonl:1", "the text is null", "null"),
         ("a.jsonl", b'{"txt": "a"}', "a.jsonl:1", "the field is missing (text)", "missing_field"),
-        ("a.jsonl.gz", gzip.compress(line("ok"))[:-5], "a.jsonl.gz", "truncated or damaged", "damaged_file"),
+        ("a.jsonl.gz", gzip.compress(line("ok"), mtime=0)[:-5], "a.jsonl.gz", "truncated or damaged", "damaged_file"),
         ("a.jsonl", b"\n", "a.jsonl:1", "the text is empty", "empty"),
     ],
 )
