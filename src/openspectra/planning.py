@@ -6,6 +6,7 @@ Where nothing was measured, the rates are assumptions (`Speeds`), and the plan s
 
 import heapq
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,17 @@ from pathlib import Path
 from openspectra.config import validate
 from openspectra.errors import ConfigError
 from openspectra.resources import Needs, StudyResources
-from openspectra.site import LayoutWish, Site
-from openspectra.speeds import Speeds
+from openspectra.site import LayoutWish, Site, load_site
+from openspectra.speeds import Speeds, assumed_speeds
+from openspectra.strict_yaml import read_yaml
 from openspectra.study import Study
-from openspectra.work import Job, jobs_of
+from openspectra.work import Job, jobs_of, training_flop
 
 CALIBRATION = "calibration.json"
 """Below `results/<study>`: what `openspectra plan --calibrate` measured, on which machine."""
+SHIPPED_SITE = Path("slurm/site.yaml")
+LARGEST_ON_A_CPU = 1e18
+"""Operations: a year of one CPU thread, at 2e10 a second and more than that."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,33 @@ def plan_study(study: Study, site: Site | None, speeds: Speeds, wish: LayoutWish
         needs = resources.needs(job.rule, job.model_id)
         costs.append(Cost(job, needs, resources.seconds(job, speeds)))
     return StudyPlan(study, site, resources, speeds, costs)
+
+
+def site_of(study: Study, path: Path | None) -> Site | None:
+    """Return the nodes that a study is planned for: of the file given, else of `site` in config.yaml.
+
+    Without either, a study that one CPU would train for more than a year is planned for the nodes of slurm/site.yaml
+    (or what is assumed of nodes), and others for this machine.
+    """
+    config = Path("config.yaml")
+    named = (read_yaml(config) or {}).get("site") if config.is_file() else None
+    if path or named:
+        return load_site(path or Path(str(named)))
+    if sum(map(training_flop, study.pretrained.values())) < LARGEST_ON_A_CPU:
+        return None
+    return load_site(SHIPPED_SITE) if SHIPPED_SITE.is_file() else Site()
+
+
+def devices_of(plan: "StudyPlan", asked: int | None) -> int:
+    """Return the GPUs or cores that share a study: those asked for, else those of a job of the site, or of this machine."""
+    if asked:
+        return asked
+    return plan.site.gpus * plan.site.nodes if plan.on_gpus else os.cpu_count() or 1
+
+
+def speeds_here(results: Path, site: Site | None) -> Speeds:
+    """Return what `--calibrate` measured for this study, else what is assumed."""
+    return read_speeds(results / CALIBRATION) or assumed_speeds(site)
 
 
 def read_speeds(path: Path) -> Speeds | None:

@@ -57,7 +57,7 @@ class Speeds(Config):
     """Least time of a batch in one layer. ASSUME: 1 ms on a GPU, where a batch of one sequence waits for the launch of
     its kernels; 0 on a CPU."""
     stretch: Positive = 1.0
-    """Seconds on the clock per second of computing: above 1 where jobs share the machine with others."""
+    """Seconds on the clock per second of computing: above 1 where others use the machine too."""
     measured: str | None = None
     """When and where; None: nothing was measured."""
 

@@ -29,10 +29,10 @@ class WithResources(logging.Filter):
 
 def resource_lines(jobs: list) -> list[str]:
     """Return a line for each kind of job, and one for each training."""
-    by_rule = {name: found for name in RULES.values() if (found := [job for job in jobs if job.rule.name == name])}
+    by_kind = {name: found for name in RULES.values() if (found := [job for job in jobs if job.rule.name == name])}
     site = f"{config['site']}: {SITE.summary}" if SITE else "this machine (estimates: nothing is reserved)"
     rows = [("job", "count", "GPUs", "cores", "GB a node", "hours")]
-    for name, found in by_rule.items():
+    for name, found in by_kind.items():
         asked = [job.resources for job in found]
         nodes = [each.get("nodes", 1) for each in asked]
         cores = [threads_asked(job) * count for job, count in zip(found, nodes)]
@@ -40,7 +40,7 @@ def resource_lines(jobs: list) -> list[str]:
         rows.append((name, str(len(found)), *map(span, (map(gpus_of, asked), cores, memory, hours))))
     widths = [max(map(len, column)) for column in zip(*rows)]
     table = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-    trainings = [f"{job.message}; {layout_of_job(job)}" for job in by_rule.get("pretrain_model", [])]
+    trainings = [f"{job.message}; {layout_of_job(job)}" for job in by_kind.get("pretrain_model", [])]
     return [f"Resources of a job, on {site}", "", *table, *([""] if trainings else []), *trainings]
 
 
