@@ -47,14 +47,20 @@ Part = Annotated[int, typer.Option("--part", min=0, help="Number of the part.")]
 
 
 @app.command()
-def check(study: Annotated[Path, typer.Argument(help="Study file (YAML).")]) -> None:
-    """Check a study file, with all its problems at once, and list its models with their sizes in bits."""
+def check(study: Annotated[Path, typer.Argument(help="Study file (YAML).")], site: SiteOption = None) -> None:
+    """Check a study file, with all its problems at once, and list its models with their sizes in bits.
+
+    Among the problems is what fits into no node of the site, where one is given.
+    """
     from openspectra.data.tokenizer import file_problems
     from openspectra.errors import ConfigError
+    from openspectra.planning import site_of
+    from openspectra.resources import StudyResources
     from openspectra.study import load_study
 
     loaded = load_study(study)
-    if problems := file_problems(loaded.tokenizer):
+    nodes = site_of(loaded, site)
+    if problems := [*file_problems(loaded.tokenizer), *StudyResources(loaded, nodes).problems()]:
         raise ConfigError([f"{study}: {problem}" for problem in problems])
     for model_id, bits in loaded.sizes_in_bits.items():
         run = loaded.pretrained.get(model_id)
@@ -104,6 +110,17 @@ def plan(
     console = Console(highlight=False)
     console = console if console.is_terminal else Console(width=WIDTH, highlight=False)
     console.print(plan_tables(planned, planning.devices_of(planned, gpus), price, results))
+
+
+@app.command()
+def status(study: StudyArgument) -> None:
+    """Say what of a study is done, running, waiting or failed and why, and which command goes on."""
+    from openspectra.status import status_lines
+    from openspectra.study import load_study
+
+    path = _study_file(study)
+    for line in status_lines(load_study(path), path.stem):
+        _say(line)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from openspectra.artifacts import MANIFEST
 from openspectra.identity import read_run_facts
 from openspectra.model_ids import ModelId
 from openspectra.planning import Cost, StudyPlan
+from openspectra.printable import span_of
 from openspectra.resources import USABLE
 from openspectra.speeds import GPU_EFFICIENCY
 from openspectra.study import Study
@@ -125,14 +126,6 @@ def assumptions_of(plan: StudyPlan) -> list[str]:
         "- Items of lm-eval's tasks, and text of sources other than Python's library, are counted by docs/plan.md."
     )
     return lines
-
-
-def span_of(seconds: float) -> str:
-    """Return a time in the unit that reads best."""
-    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.1f} {unit}"
-    return f"{seconds:,.1f} s"
 
 
 def _money(plan: StudyPlan, price: float | None) -> Callable[[float], str]:
