@@ -28,6 +28,8 @@ from openspectra.writing import write_atomically
 
 SECONDS = 100.0
 """On the clock from the start of the processes; each model is given at least two steps."""
+LEAST_SECONDS = 5.0
+"""Of a model: what two of its steps may take in any case."""
 MOST_PASSES = 4
 """Forward and backward passes of a measured step: of a larger batch the update counts as much more often."""
 
@@ -91,7 +93,7 @@ def _rates(runs: dict[str, PretrainConfig], device: str, end: float) -> Iterable
     for number, model in enumerate(order):
         share = max(0.0, end - time.time()) / (len(order) - number)
         step, began = _Step(runs[model], device), time.time()
-        if pace and 2 * step.flop / pace > share:
+        if pace and 2 * step.flop / pace > max(share, LEAST_SECONDS):
             return  # larger ones take longer still
         try:
             rate, done = step.rate(share)

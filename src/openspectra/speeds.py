@@ -25,10 +25,10 @@ STARTS = {
     "build_tasks": 0.3,
     "check_contamination": 0.2,
     "pretrain_model": 1.3,
-    "quantize_model": 1.1,
+    "quantize_model": 1.2,
     "evaluate_model": 1.1,
-    "render_report": 1.5,
-    "track_artifacts": 0.5,
+    "render_report": 1.0,
+    "track_artifacts": 1.3,
 }
 """Start and end of a job of each rule: libraries, files, hashes. In units of loading torch and Lightning once, measured
 with the demo on 2 cores (AMD EPYC) on 2026-11-26; the unit is measured on the machine (`Speeds.start`)."""

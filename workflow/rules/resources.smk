@@ -11,10 +11,9 @@ LAYOUT_KEYS = tuple(LayoutWish.model_fields)
 
 
 def wished_layout() -> LayoutWish:
-    """Return the layout that --set-resources gives for all trainings, so that memory and time follow from it too."""
+    """Return the layout that --set-resources gives all trainings, as numbers and words: memory and time follow from it."""
     asked = workflow.resource_settings.overwrite_resources.get("pretrain_model", {})
     given = {key: getattr(asked[key], "raw", asked[key]) for key in LAYOUT_KEYS if key in asked}
-    given = {key: value for key, value in given.items() if not str(value).startswith("lambda")}
     return validate(LayoutWish, given, "--set-resources pretrain_model")
 
 
