@@ -52,7 +52,8 @@ def calibrate(study: Study, study_file: Path, site: Site | None, out: Path) -> S
     if any(process.returncode for process in running):
         raise OpenSpectraError("--calibrate: a measurement failed; what it printed stands above. Plan without it.")
     found = [json.loads(answer) for answer in answers]
-    rates = {model: mean(each["rates"][model] for each in found) for model in found[0]["rates"]}
+    measured = set.intersection(*(set(each["rates"]) for each in found))  # one may have had time for more than another
+    rates = {model: mean(each["rates"][model] for each in found) for model in found[0]["rates"] if model in measured}
     if not rates:
         raise OpenSpectraError(
             "--calibrate: no model of the study is small enough to be measured here; plan without it."

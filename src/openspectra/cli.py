@@ -89,12 +89,13 @@ def plan(
     gpus: Annotated[int | None, typer.Option(min=1, help="GPUs (without any: cores) that share the study.")] = None,
     price: Annotated[float | None, typer.Option(min=0, help="Money for a GPU hour.")] = None,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure this machine first, two minutes.")] = False,
+    chart: Annotated[bool, typer.Option("--chart", help="Print a flow chart (Mermaid) of the stages instead.")] = False,
 ) -> None:
     """Say what a study will cost: jobs, hours, tokens, operations, disk and money, by size and by stage, and why."""
     from rich.console import Console
 
     from openspectra import planning
-    from openspectra.plan_view import plan_tables
+    from openspectra.plan_view import diagram, plan_tables
     from openspectra.study import load_study
 
     path = _study_file(study)
@@ -107,6 +108,9 @@ def plan(
     else:
         speeds = planning.speeds_here(results, nodes)
     planned = planning.plan_study(loaded, nodes, speeds)
+    if chart:
+        _say(diagram(planned, results), keep="\n")
+        return
     console = Console(highlight=False)
     console = console if console.is_terminal else Console(width=WIDTH, highlight=False)
     console.print(plan_tables(planned, planning.devices_of(planned, gpus), price, results))

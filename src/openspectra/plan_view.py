@@ -47,6 +47,30 @@ def took(study: Study, results: Path) -> dict[str, tuple[int, float]]:
     return found
 
 
+def diagram(plan: StudyPlan, results: Path) -> str:
+    """Return the stages of a study as a flow chart in Mermaid's language: jobs, hours, and how many are done."""
+    done = {RULES[stage]: 0 for stage in RULES}
+    for place, stage in plan.study.artifacts.items():
+        done[RULES[stage]] += (results / place / MANIFEST).is_file()
+    made = {RULES[stage]: list(plan.study.artifacts.values()).count(stage) for stage in RULES}
+    unit = "GPU h" if plan.on_gpus else "core h"
+    by_name = {cost.job.name: cost.job.rule for cost in plan.costs}
+    stage_of = {rule: stage for stage, rule in RULES.items()}
+    lines, edges = ["flowchart TD"], {}
+    for stage, rule in RULES.items():
+        costs = [cost for cost in plan.costs if cost.job.rule == rule]
+        if costs:
+            jobs = f"{len(costs):,} job{'s' if len(costs) > 1 else ''}, {_number(plan.hours(costs))} {unit}"
+            state = f"<br/>{done[rule]:,} of {made[rule]:,} done" if made[rule] else ""
+            lines.append(f'  {stage}["{stage}<br/>{jobs}{state}"]')
+            if made[rule] and done[rule] == made[rule]:
+                lines.append(f"  style {stage} fill:#d5f0d5,stroke:#2a7a2a,color:#000")
+            edges |= {f"  {stage_of[by_name[name]]} --> {stage}": None for cost in costs for name in cost.job.after}
+    last = "evaluate" if plan.study.evaluation else "pretrain"  # all is read by the report; one arrow says so
+    shown = [edge for edge in edges if not edge.endswith(" --> report")] + [f"  {last} --> report"]
+    return "\n".join([*lines, *shown])
+
+
 def _trainings(plan: StudyPlan, money: Callable[[float], str]) -> Table:
     table = Table(title="Trainings", title_justify="left", title_style="bold", box=None, pad_edge=False)
     wall = "hours" if plan.on_gpus else "minutes"

@@ -63,7 +63,7 @@ def status_of(study: Study, name: str) -> Status:
         elif finished.is_file():
             status.done.append(place)
         elif reason and reason.startswith("Interrupted: "):
-            status.interrupted[place] = reason.removeprefix("Interrupted: ")
+            status.interrupted[place] = reason.removeprefix("Interrupted: ").removeprefix(f"{place}: ")
         elif reason:
             status.failed[place] = reason
         else:

@@ -49,7 +49,7 @@ def test_states_of_jobs(study):
     assert status.done == ["corpus"]
     assert [each.place for each in status.running] == ["trilm/2L"]
     assert status.running[0].progress == "step 10 of 40, 512 tokens/s, 30.0 s left"
-    assert status.interrupted == {"floatlm/2L": "floatlm/2L: stopped at step 7, state saved."}
+    assert status.interrupted == {"floatlm/2L": "stopped at step 7, state saved."}
     assert status.failed["tokens/train"] == "ended without a word: killed, or out of memory"
     assert "No space left on device" in status.failed["tokenizer"] and "tokenizer.log" in status.failed["tokenizer"]
     assert len(status.waiting) == status.total - 5

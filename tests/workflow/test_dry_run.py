@@ -52,7 +52,7 @@ def test_one_number_set_by_hand_loses_no_other(project):
     kinds = {row[1]: row for row in TABLE.finditer(shown.stdout.partition("Resources of a job")[2])}
     assert kinds["pretrain_model"].group(3, 4) == ("2", None)
     assert kinds["quantize_model"].group(3, 4) == ("1", None)
-    assert "trilm/3.9B" in shown.stdout and "1 x 2, fsdp2, micro batch 8" in shown.stdout
+    assert "trilm/3.9B" in shown.stdout and "1 x 2, fsdp2, micro batch 4" in shown.stdout
 
 
 def test_what_cannot_fit_ends_before_anything_is_planned(project):
