@@ -22,6 +22,8 @@ from openspectra.printable import escaped
 from openspectra.training.world import Recompute, Strategy
 
 logger = logging.getLogger("openspectra.cli")
+WIDTH = 160
+"""Characters of a line of tables that go to a file."""
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
@@ -37,18 +39,28 @@ Valid = Annotated[Path, typer.Option("--valid", help="Token shards of the valid 
 Model = Annotated[Path, typer.Option("--model", help="Model artifact.")]
 Artifacts = Annotated[list[Path], typer.Argument(help="Artifact folders.")]
 Sources = Annotated[Path, typer.Option("--sources", help="Artifact that lists what was read.")]
+StudyArgument = Annotated[str, typer.Argument(help="Study file (YAML), or its name in studies/.")]
+SiteOption = Annotated[
+    Path | None, typer.Option("--site", help="Site file; none: that of config.yaml, of slurm/, or this machine.")
+]
 Part = Annotated[int, typer.Option("--part", min=0, help="Number of the part.")]
 
 
 @app.command()
-def check(study: Annotated[Path, typer.Argument(help="Study file (YAML).")]) -> None:
-    """Check a study file, with all its problems at once, and list its models with their sizes in bits."""
+def check(study: Annotated[Path, typer.Argument(help="Study file (YAML).")], site: SiteOption = None) -> None:
+    """Check a study file, with all its problems at once, and list its models with their sizes in bits.
+
+    Among the problems is what fits into no node of the site, where one is given.
+    """
     from openspectra.data.tokenizer import file_problems
     from openspectra.errors import ConfigError
+    from openspectra.planning import site_of
+    from openspectra.resources import StudyResources
     from openspectra.study import load_study
 
     loaded = load_study(study)
-    if problems := file_problems(loaded.tokenizer):
+    nodes = site_of(loaded, site)
+    if problems := [*file_problems(loaded.tokenizer), *StudyResources(loaded, nodes).problems()]:
         raise ConfigError([f"{study}: {problem}" for problem in problems])
     for model_id, bits in loaded.sizes_in_bits.items():
         run = loaded.pretrained.get(model_id)
@@ -68,6 +80,51 @@ def assumptions(study: Annotated[Path, typer.Argument(help="Study file (YAML).")
     load_study(study)
     for each in collect(study_files(study)):
         _say(f"{each.file}:{each.line}: " + (f"{each.code}  # " if each.code else "") + each.text)
+
+
+@app.command()
+def plan(
+    study: StudyArgument,
+    site: SiteOption = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs (without any: cores) that share the study.")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Money for a GPU hour.")] = None,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure this machine first, two minutes.")] = False,
+    chart: Annotated[bool, typer.Option("--chart", help="Print a flow chart (Mermaid) of the stages instead.")] = False,
+) -> None:
+    """Say what a study will cost: jobs, hours, tokens, operations, disk and money, by size and by stage, and why."""
+    from rich.console import Console
+
+    from openspectra import planning
+    from openspectra.plan_view import diagram, plan_tables
+    from openspectra.study import load_study
+
+    path = _study_file(study)
+    loaded, results = load_study(path), Path("results", path.stem)
+    nodes = planning.site_of(loaded, site)
+    if calibrate:
+        from openspectra.calibration import calibrate as measure
+
+        speeds = measure(loaded, path, nodes, results / planning.CALIBRATION)
+    else:
+        speeds = planning.speeds_here(results, nodes)
+    planned = planning.plan_study(loaded, nodes, speeds)
+    if chart:
+        _say(diagram(planned, results), keep="\n")
+        return
+    console = Console(highlight=False)
+    console = console if console.is_terminal else Console(width=WIDTH, highlight=False)
+    console.print(plan_tables(planned, planning.devices_of(planned, gpus), price, results))
+
+
+@app.command()
+def status(study: StudyArgument) -> None:
+    """Say what of a study is done, running, waiting or failed and why, and which command goes on."""
+    from openspectra.status import status_lines
+    from openspectra.study import load_study
+
+    path = _study_file(study)
+    for line in status_lines(load_study(path), path.stem):
+        _say(line)
 
 
 @app.command()
@@ -479,6 +536,11 @@ def main() -> None:
         for line in str(error).splitlines():
             print(f"openspectra: {line}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def _study_file(study: str) -> Path:
+    """Return the file of a study that is given as such or by its name."""
+    return Path(study) if study.endswith((".yaml", ".yml")) else Path("studies", f"{study}.yaml")
 
 
 def _say(text: str, keep: str = "") -> None:

@@ -50,8 +50,13 @@ def suite_name(artifact: Artifact) -> str:
 
 def run_facts_of(artifact: Artifact) -> dict[str, Any]:
     """Return what `run.json` says of this run alone; empty where it is missing or unreadable, for it is outside every hash."""
+    return read_run_facts(artifact.folder)
+
+
+def read_run_facts(folder: Path) -> dict[str, Any]:
+    """Return what `run.json` of an artifact's folder says, as `run_facts_of` does."""
     try:
-        facts = json.loads((artifact.folder / "run.json").read_text(encoding="utf-8"))
+        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return facts if isinstance(facts, dict) else {}

@@ -16,6 +16,8 @@ rule build_tasks:
     params:
         stage_version=STAGE_VERSIONS["tasks"],
         held_out=[f"--{role} {path}" for role, path in HELD_OUT.items()],
+    resources:
+        **resources_of("build_tasks"),
     conda:
         ENVIRONMENT
     message:
@@ -42,6 +44,9 @@ rule evaluate_model:
             for suite in SUITES
         ],
         tasks=f"--tasks {BUILT_TASKS[0]}" if BUILT_TASKS else "",
+    threads: threads_of("evaluate_model")
+    resources:
+        **resources_of("evaluate_model"),
     conda:
         ENVIRONMENT
     message:

@@ -11,11 +11,9 @@ rule pretrain_model:
     params:
         stage_version=STAGE_VERSIONS["pretrain"],
         summary=describe_training,
-    resources:  # how the machine computes a run, never what: set them in a profile or with --set-resources
-        devices=1,
-        strategy="ddp",
-        micro_batch=0,  # sequences per pass; 0: the most that divide a rank's share of a step, up to 8
-        recompute="none",  # blocks: compute each block again in the backward pass, to save memory
+    threads: threads_of("pretrain_model")
+    resources:
+        **resources_of("pretrain_model"),
     conda:
         ENVIRONMENT
     message:
@@ -37,6 +35,8 @@ rule publish_checkpoint:
         f"{LOGS}/publish_checkpoint/{{pretrained}}@{{step}}.log",
     params:
         stage_version=STAGE_VERSIONS["checkpoint"],
+    resources:
+        **resources_of("publish_checkpoint"),
     conda:
         ENVIRONMENT
     message:

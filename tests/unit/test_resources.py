@@ -1,0 +1,145 @@
+"""What each job asks for follows from its size and the site's nodes."""
+
+from pathlib import Path
+
+import pytest
+
+from openspectra.errors import ConfigError
+from openspectra.resources import (
+    GB,
+    LOCAL,
+    USABLE,
+    Layout,
+    StudyResources,
+    gpu_bytes,
+    host_bytes,
+    layout_of,
+    training_seconds,
+)
+from openspectra.site import LayoutWish, Site, load_site
+from openspectra.strict_yaml import read_yaml
+from openspectra.study import load_study
+
+ROOT = Path(__file__).parents[2]
+STUDIES = sorted(path.stem for path in (ROOT / "studies").glob("*.yaml"))
+TABLE = {  # GB on a GPU at micro batch 8 and 1, GB of host memory at a save (24 bytes per parameter), by hand
+    "99M": (6, 2, 2.4),
+    "1.1B": (45, 24, 28),
+    "3.9B": (123, 78, 96),
+}
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return load_study(ROOT / "studies/paper.yaml")
+
+
+def load(name, monkeypatch):
+    monkeypatch.chdir(ROOT)  # studies name their tables from there
+    return load_study(Path("studies", f"{name}.yaml"))
+
+
+@pytest.mark.parametrize("size", TABLE)
+def test_memory_is_the_table_computed_by_hand(paper, size):
+    run, (eight, one, save) = paper.pretrained[f"trilm/{size}"], TABLE[size]
+    for micro, expected in ((8, eight), (1, one)):
+        assert gpu_bytes(run, 1, "ddp", micro, "none") / GB == pytest.approx(expected, rel=0.04, abs=0.7)
+    assert (host_bytes(run, 1) - host_bytes(run, 0)) / GB == pytest.approx(4 + save / 6, rel=0.03)
+    assert host_bytes(run, 0) / GB == pytest.approx(save, rel=0.03)
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_one_machine_keeps_what_it_always_had(study, monkeypatch):
+    resources = StudyResources(load(study, monkeypatch), None)
+    assert {resources.layout(model) for model in resources.study.pretrained} == {LOCAL}
+    assert all(
+        resources.needs(rule, model).threads == (2 if rule in ("build_tokenizer", "tokenize_part") else 1)
+        for rule, model in resources.jobs
+    )
+    assert resources.problems() == []
+
+
+@pytest.mark.parametrize(
+    "site", [Site(), Site(gpus=4, gpu_memory_gb=40, nodes=8), Site(gpus=1, gpu_memory_gb=140, nodes=1)]
+)
+def test_every_job_of_the_paper_fits_into_the_sites_nodes(paper, site):
+    resources = StudyResources(paper, site)
+    assert resources.problems() == []
+    for rule, model in resources.jobs:
+        needs = resources.needs(rule, model)
+        assert needs.nodes <= site.nodes and needs.devices <= site.gpus and needs.threads <= site.cores
+        assert needs.mem_mb <= site.memory_gb * 1000 and 0 < needs.minutes <= site.hours * 60
+    for model, run in paper.pretrained.items():
+        layout = resources.layout(model)
+        assert run.global_batch_size % (layout.ranks * layout.micro_batch) == 0
+        used = gpu_bytes(run, layout.ranks, layout.strategy, layout.micro_batch, layout.recompute)
+        assert used <= USABLE * site.gpu_memory_gb * GB
+
+
+def test_larger_models_take_more_gpus_and_end_in_time(paper):
+    site = Site()
+    layouts = {size: layout_of(paper.pretrained[f"trilm/{size}"], site) for size in paper.sizes}
+    ranks = [layout.ranks for layout in layouts.values()]
+    assert ranks == sorted(ranks) and ranks[0] == 1 and ranks[-1] == 16
+    assert layouts["99M"] == Layout(1, 1, "ddp", 8, "none") and layouts["3.9B"].strategy == "fsdp2"
+    for size, layout in layouts.items():
+        assert training_seconds(paper.pretrained[f"trilm/{size}"], site, layout) <= 14 * 86400
+
+
+def test_a_small_run_has_the_layout_and_threads_of_a_laptop_on_a_cluster(monkeypatch):
+    study = load("tiny", monkeypatch)
+    here, there = StudyResources(study, None), StudyResources(study, Site(gpus=2, memory_gb=70, cores=16, nodes=2))
+    for model in study.pretrained:
+        layout = there.layout(model)
+        assert (layout.ranks, layout.strategy, layout.recompute) == (1, "ddp", "none")
+        for rule in ("pretrain_model", "evaluate_model"):
+            assert here.needs(rule, model).threads == there.needs(rule, model).threads == 1
+
+
+def test_a_wish_holds_and_the_rest_follows_from_it(paper):
+    run, site = (
+        paper.pretrained["trilm/3.9B"],
+        Site(layouts={"3.9B": LayoutWish(nodes=4), "1.1B": LayoutWish(devices=2)}),
+    )
+    assert layout_of(run, site).nodes == 4
+    wished = layout_of(run, site, LayoutWish(nodes=1, recompute="blocks"))
+    assert (wished.nodes, wished.devices, wished.recompute) == (1, 8, "blocks")
+    resources = StudyResources(paper, site)
+    assert resources.needs("pretrain_model", "trilm/1.1B").devices == 2
+    assert (
+        resources.needs("pretrain_model", "trilm/1.1B").mem_mb
+        < StudyResources(paper, Site()).needs("pretrain_model", "trilm/1.1B").mem_mb
+    )
+
+
+@pytest.mark.parametrize(
+    ("site", "told"),
+    [
+        (Site(gpus=1, nodes=1), "trilm/3.9B: needs 73 GB on each GPU at least, and a GPU of the site has 80 GB"),
+        (Site(memory_gb=64), "pretrain_model trilm/3.9B: needs 255.6 GB a node, the site has 64 (`memory_gb`"),
+        (Site(hours=1), "evaluate_model trilm/3.9B: takes 4 hours, a job of the site has 1 (`hours`"),
+        (
+            Site(layouts={"3.9B": LayoutWish(devices=3)}),
+            "no number of GPUs that a job may have divides its batch of 512",
+        ),
+        (Site(layouts={"trilm/3.9B": LayoutWish(micro_batch=3)}), "micro batches of 3 do not divide its batch of 512"),
+        (Site(layouts={"3.9B": LayoutWish(nodes=8)}), "needs 8 nodes, the site has 4 (`nodes`"),
+    ],
+)
+def test_what_cannot_fit_is_one_line(paper, site, told):
+    problems = StudyResources(paper, site).problems()
+    assert any(told in line for line in problems), problems
+    assert all("\n" not in line for line in problems)
+
+
+def test_the_shipped_site_file_is_the_assumption_and_its_mistakes_are_told_at_once(tmp_path):
+    assert load_site(ROOT / "slurm/site.yaml") == Site()
+    assert set(read_yaml(ROOT / "slurm/site.yaml")) == set(Site.model_fields) - {"layouts"}
+    path = tmp_path / "site.yaml"
+    path.write_text('gpu: 4\nhours: 0\nmemory_gb: "64"\n')
+    with pytest.raises(ConfigError) as error:
+        load_site(path)
+    assert len(error.value.problems) == 3 and "did you mean `gpus`?" in str(error.value)
+    path.write_text("")
+    with pytest.raises(ConfigError, match="give the numbers of a node"):
+        load_site(path)
