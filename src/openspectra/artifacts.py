@@ -32,7 +32,7 @@ from openspectra.stage_versions import STAGE_VERSIONS
 from openspectra.writing import only_writer, write_atomically
 
 MANIFEST = "manifest.json"
-UNHASHED = {"run.json", "speed.jsonl", "checkpoints", ".staging", "lock", "owner.json", "parts"}
+UNHASHED = {"run.json", "speed.jsonl", "checkpoints", ".staging", "lock", "owner.json", "interrupted.json", "parts"}
 """What may lie beside a manifest without being part of the artifact."""
 RECORDED_PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "datasets", "gptqmodel", "lm_eval", "numpy")
 

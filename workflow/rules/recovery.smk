@@ -1,11 +1,16 @@
 """What the same command does first, so that it goes on after a kill, repairs what is damaged, and trains anew when told."""
 
 import fcntl
+import json
 import os
 import platform
+import time
 from functools import cache
+from threading import Thread
 from uuid import uuid4
 
+from openspectra import slurm
+from openspectra.errors import OpenSpectraError
 from openspectra.upkeep import quick_check
 from openspectra.writing import WAITS
 from snakemake.logging import logger
@@ -16,7 +21,8 @@ def release_locks_of_the_dead() -> None:
 
     Every Snakemake of a study holds `.snakemake/<study>.owner` shared as long as it lives; the kernel ends that with the
     process. Who gets the file alone is the only one. Between machines that proves nothing, not every shared disk has
-    such locks: what another machine locked, or has a job writing at, stays locked.
+    such locks: what another machine locked, or has a job writing at, stays locked. On a cluster Slurm knows which of its
+    jobs live, and those that a killed Snakemake left are ended.
     """
     global OWNER  # held to the end of the process
     Path(".snakemake").mkdir(exist_ok=True)
@@ -31,7 +37,11 @@ def release_locks_of_the_dead() -> None:
     OWNER.seek(0)
     before = OWNER.read() or "a process that left no name"
     left = [path for path in sorted(Path(".snakemake/locks").glob("*.lock")) if locks_this_study(path)]
-    doubts = [before] * (platform.node() not in before.split()) + writers_on_other_machines() if left else []
+    doubts = [before] * (platform.node() not in before.split()) if left else []
+    if on_slurm() and not doubts:  # whoever submitted what this study has in the queue lives no more
+        slurm.end_jobs(NAME, Path.cwd())
+    if left:
+        doubts += writers_on_other_machines()
     if doubts:
         for who in doubts:
             logger.warning(f"may still write here: {who}")
@@ -48,10 +58,12 @@ def release_locks_of_the_dead() -> None:
 
 
 def writers_on_other_machines() -> list[str]:
-    """Return the folder and the owner of every artifact that a job of another machine began and did not end."""
+    """Return the folder and the owner of every artifact that a job of another machine began and may not have ended."""
     owners = [Path(RESULTS, place, "owner.json") for place in STUDY.artifacts]
     found = [(owner, owner.read_text(encoding="utf-8")) for owner in owners if owner.is_file()]
-    return [f"{owner.parent}: {who}" for owner, who in found if f'"host": "{platform.node()}"' not in who]
+    others = [(owner, who) for owner, who in found if f'"host": "{platform.node()}"' not in who]
+    queue = slurm.numbers_in_queue() if others and on_slurm() else None
+    return [f"{owner.parent}: {who}" for owner, who in others if queue is None or json.loads(who)["job"] in queue | {None}]
 
 
 def locks_this_study(path: Path) -> bool:
@@ -82,6 +94,33 @@ def plan_what_is_damaged() -> None:
         logger.warning(f"{size}: looked at by size alone; `openspectra repair {NAME}` reads all")
 
 
+def on_slurm() -> bool:
+    return workflow.executor_plugin.name == "slurm"
+
+
+def take_slurm() -> None:
+    """Name this study's jobs after it, let trainings requeue their own, and say which jobs will never start."""
+    workflow.executor_settings.jobname_prefix = NAME
+    os.environ.update({slurm.OWN_JOB: "1"})
+    Thread(target=watch_queue, daemon=True).start()
+
+
+def watch_queue() -> None:
+    """Say of each job, once, that it waits for something that will never come, every minute as long as this lives."""
+    said = {}
+    while True:
+        time.sleep(60)
+        try:
+            hopeless = slurm.hopeless_jobs(NAME, Path.cwd())
+        except OpenSpectraError as error:
+            logger.warning(str(error))
+            continue
+        for number, line in hopeless.items():
+            if said.get(number) != line:
+                logger.warning(f"{line}; `scancel {number}` ends it")
+        said |= hopeless
+
+
 @cache
 def recover() -> list[str]:
     """Do all this, once, while Snakemake puts together its jobs. Return no file: it is called as the input of a rule.
@@ -92,8 +131,13 @@ def recover() -> list[str]:
         workflow.dag_settings.force_incomplete = True  # what a killed job left is made again
         plan_what_is_damaged()
         if workflow.executor_plugin and not workflow.dryrun:
-            release_locks_of_the_dead()
+            try:
+                release_locks_of_the_dead()
+            except OpenSpectraError as error:
+                raise WorkflowError(str(error)) from None
             os.environ.update({WAITS: "1"})
+            if on_slurm():
+                take_slurm()
             if models := models_to_train_anew():
                 os.environ.update(OPENSPECTRA_TRAIN_ANEW=" ".join([uuid4().hex, *models]))
     return []
