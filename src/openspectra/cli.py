@@ -226,7 +226,8 @@ def pretrain(
     from openspectra.training.interruption import Interruption
     from openspectra.training.world import World, launch
 
-    world = World.from_environment(nodes, devices, strategy=strategy, micro_batch=micro_batch, recompute=recompute)
+    with _session(log):
+        world = World.from_environment(nodes, devices, strategy=strategy, micro_batch=micro_batch, recompute=recompute)
     if world is None:
         sys.exit(launch(nodes, devices, threads, out))
     _set_threads(max(1, threads // devices))

@@ -100,15 +100,21 @@ def requeue() -> bool:
     return done.returncode == 0
 
 
-def jobs_of(study: str, folder: Path) -> list[Job]:
-    """Return the jobs in the queue that a workflow of this study submitted from this folder."""
-    lines = _ask("squeue", "--noheader", "--me", "--format", "%i|%T|%j|%Z|%k|%r").splitlines()
+def jobs_of(study: str, folder: Path, *options: str) -> list[Job]:
+    """Return the jobs in the queue that workflows of this study submitted from this folder."""
+    lines = _ask("squeue", "--noheader", "--me", "--format", "%i|%T|%j|%Z|%k|%r", *options).splitlines()
     fields = [line.split("|", maxsplit=5) for line in lines]
     return [
         Job(number, state, reason, rule)
         for number, state, name, place, rule, reason in fields
         if name.startswith(f"{study}_") and Path(place) == folder
     ]
+
+
+def last_state(study: str, folder: Path, rule: str) -> str | None:
+    """Return the state of the newest job of a rule, which may have ended some minutes ago; None where Slurm knows none."""
+    jobs = [each for each in jobs_of(study, folder, "--states=all") if each.rule == rule]
+    return max(jobs, key=lambda each: int(each.number)).state if jobs else None
 
 
 def numbers_in_queue() -> set[str]:
