@@ -9,6 +9,8 @@ configfile: "config.yaml"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/resources.smk"
+include: "workflow/rules/dry_run.smk"
 include: "workflow/rules/recovery.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/pretrain.smk"

@@ -11,8 +11,11 @@ from openspectra.stage_versions import STAGE_VERSIONS
 from openspectra.study import load_study, resolved_configs
 
 NAME = str(config.get("study"))
-if set(config) != {"study"} or not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", NAME):
-    raise WorkflowError(f"config.yaml: the one key is `study`, the name of a file in studies/; got {dict(config)}.")
+if not {"study"} <= set(config) <= {"study", "site"} or not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", NAME):
+    raise WorkflowError(
+        "config.yaml: keys are `study`, the name of a file in studies/, and `site`, the file of a cluster's nodes; "
+        f"got {dict(config)}."
+    )
 STUDY_FILE = f"studies/{NAME}.yaml"
 try:
     STUDY = load_study(Path(STUDY_FILE))

@@ -26,6 +26,8 @@ rule read_source:
         f"{LOGS}/read_source/{{source}}/{{job}}.log",
     params:
         stage_version=STAGE_VERSIONS["source"],
+    resources:
+        **resources_of("read_source"),
     conda:
         ENVIRONMENT
     message:
@@ -44,6 +46,8 @@ rule list_sources:
         f"{LOGS}/list_sources.log",
     params:
         stage_version=STAGE_VERSIONS["sources"],
+    resources:
+        **resources_of("list_sources"),
     conda:
         ENVIRONMENT
     message:
@@ -62,6 +66,8 @@ rule build_part:
         f"{LOGS}/build_part/{{part}}.log",
     params:
         stage_version=STAGE_VERSIONS["part"],
+    resources:
+        **resources_of("build_part"),
     conda:
         ENVIRONMENT
     message:
@@ -82,6 +88,8 @@ rule build_corpus:
         f"{LOGS}/build_corpus.log",
     params:
         stage_version=STAGE_VERSIONS["corpus"],
+    resources:
+        **resources_of("build_corpus"),
     conda:
         ENVIRONMENT
     message:
@@ -102,7 +110,9 @@ rule build_tokenizer:
     params:
         stage_version=STAGE_VERSIONS["tokenizer"],
         corpus=[f"--corpus {path}" for path in CORPUS],
-    threads: 2
+    threads: threads_of("build_tokenizer")
+    resources:
+        **resources_of("build_tokenizer"),
     conda:
         ENVIRONMENT
     message:
@@ -126,7 +136,9 @@ rule tokenize_part:
     params:
         stage_version=STAGE_VERSIONS["token_part"],
         corpus_part=f"--corpus-part {RESULTS}/corpus/parts/{{part}}" if CORPUS else "",
-    threads: 2
+    threads: threads_of("tokenize_part")
+    resources:
+        **resources_of("tokenize_part"),
     conda:
         ENVIRONMENT
     message:
@@ -149,6 +161,8 @@ rule list_tokens:
     params:
         stage_version=STAGE_VERSIONS["tokens"],
         corpus=[f"--corpus {path}" for path in CORPUS],
+    resources:
+        **resources_of("list_tokens"),
     conda:
         ENVIRONMENT
     message:
@@ -168,6 +182,8 @@ rule fetch_benchmarks:
         f"{LOGS}/fetch_benchmarks.log",
     params:
         stage_version=STAGE_VERSIONS["benchmarks"],
+    resources:
+        **resources_of("fetch_benchmarks"),
     conda:
         ENVIRONMENT
     message:
@@ -190,6 +206,9 @@ rule check_contamination:
         stage_version=STAGE_VERSIONS["contamination"],
         tasks=[f"--tasks {path}" for path in BUILT_TASKS],
         benchmarks=[f"--benchmarks {path}" for path in SEARCHED],
+    threads: threads_of("check_contamination")
+    resources:
+        **resources_of("check_contamination"),
     conda:
         ENVIRONMENT
     message:

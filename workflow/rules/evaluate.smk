@@ -16,6 +16,8 @@ rule build_tasks:
     params:
         stage_version=STAGE_VERSIONS["tasks"],
         held_out=[f"--{role} {path}" for role, path in HELD_OUT.items()],
+    resources:
+        **resources_of("build_tasks"),
     conda:
         ENVIRONMENT
     message:
@@ -36,6 +38,9 @@ rule evaluate_model:
     params:
         stage_version=STAGE_VERSIONS["evaluate"],
         tasks=f"--tasks {BUILT_TASKS[0]}" if BUILT_TASKS else "",
+    threads: threads_of("evaluate_model")
+    resources:
+        **resources_of("evaluate_model"),
     conda:
         ENVIRONMENT
     message:

@@ -1,12 +1,3 @@
-LAYOUT = {"nodes": 1, "devices": 1}
-
-
-def layout(name: str) -> int:
-    """Return a resource of `pretrain_model` as a profile or --set-resources has it: resources cannot see each other."""
-    asked = workflow.resource_settings.overwrite_resources.get("pretrain_model", {})
-    return int(getattr(asked.get(name), "raw", asked.get(name)) or LAYOUT[name])
-
-
 rule pretrain_model:
     input:
         config=f"{RESULTS}/configs/{{pretrained}}.json",
@@ -20,22 +11,9 @@ rule pretrain_model:
     params:
         stage_version=STAGE_VERSIONS["pretrain"],
         summary=describe_training,
-    resources:  # how the machine computes a run, never what: set them in a profile or with --set-resources
-        nodes=layout("nodes"),
-        devices=layout("devices"),  # ranks on each node, one per GPU
-        strategy="ddp",
-        micro_batch=0,  # sequences per pass; 0: the most that divide a rank's share of a step, up to 8
-        recompute="none",  # blocks: compute each block again in the backward pass, to save memory
-        # How Slurm's executor is told: the key `mpi` leaves it to the command to start its ranks with srun; of `tasks`
-        # and `tasks_per_node` exactly one is given where there are several ranks; 0 and "" are not passed on.
-        mpi="srun" if layout("nodes") * layout("devices") > 1 else "",
-        tasks=layout("nodes") if layout("devices") == 1 < layout("nodes") else 0,
-        tasks_per_node=layout("devices") if layout("devices") > 1 else 0,
-        tasks_per_gpu=0,
-        cpus_per_task=lambda wildcards, threads: max(1, threads // layout("devices")),
-        gres=f"gpu:{layout('devices')}",
-        # the log grows over restarts; training is told 5 minutes before its time limit, to save its state
-        slurm_extra="--open-mode=append --signal=USR1@300",
+    threads: threads_of("pretrain_model")
+    resources:
+        **resources_of("pretrain_model"),
     conda:
         ENVIRONMENT
     message:
@@ -58,6 +36,8 @@ rule publish_checkpoint:
         f"{LOGS}/publish_checkpoint/{{pretrained}}@{{step}}.log",
     params:
         stage_version=STAGE_VERSIONS["checkpoint"],
+    resources:
+        **resources_of("publish_checkpoint"),
     conda:
         ENVIRONMENT
     message:

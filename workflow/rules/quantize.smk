@@ -10,6 +10,9 @@ rule quantize_model:
     params:
         stage_version=STAGE_VERSIONS["quantize"],
         summary=describe_quantization,
+    threads: threads_of("quantize_model")
+    resources:
+        **resources_of("quantize_model"),
     conda:
         ENVIRONMENT
     message:

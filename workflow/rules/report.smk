@@ -14,6 +14,8 @@ rule render_report:
     params:
         stage_version=STAGE_VERSIONS["report"],
         rates=[f"--rates {path}" for path in STUDY.rates_tables],
+    resources:
+        **resources_of("render_report"),
     conda:
         ENVIRONMENT
     message:
@@ -32,6 +34,8 @@ rule track_artifacts:
         f"{LOGS}/track_artifacts.log",
     params:
         experiment=NAME,
+    resources:
+        **resources_of("track_artifacts"),
     conda:
         ENVIRONMENT
     message:

@@ -1,0 +1,208 @@
+"""What a study has to compute: every job with its operations, tokens, bytes and what it waits for. Pure functions.
+
+Counts follow from the study; where they do not (how many items a task of lm-eval has, how much text a folder holds),
+the assumption stands here. Times are a matter of the machine and stand in `planning`.
+"""
+
+import math
+from dataclasses import dataclass
+
+from openspectra.evaluation.config import EvaluateConfig, TasksConfig
+from openspectra.model_ids import QUANTLM, ModelId
+from openspectra.study import Study
+from openspectra.training.config import FLOPS_PER_PARAMETER, PretrainConfig
+
+RULES = {
+    "source": "read_source",
+    "sources": "list_sources",
+    "part": "build_part",
+    "corpus": "build_corpus",
+    "tokenizer": "build_tokenizer",
+    "token_part": "tokenize_part",
+    "tokens": "list_tokens",
+    "benchmarks": "fetch_benchmarks",
+    "tasks": "build_tasks",
+    "contamination": "check_contamination",
+    "pretrain": "pretrain_model",
+    "quantize": "quantize_model",
+    "evaluate": "evaluate_model",
+    "report": "render_report",
+    "track": "track_artifacts",
+}
+"""The rule of the workflow that makes the artifacts of a stage."""
+FORWARD = 2
+"""Operations per parameter and token of a forward pass."""
+STDLIB_BYTES = 12e6
+"""Text of the Python standard library without its tests."""
+STATES, STATE_BYTES = 2, 12
+"""Training states kept, and the bytes per parameter of each: weights and AdamW's two moments in float32."""
+ITEMS = {
+    "arc_easy": (2376, 4),
+    "arc_challenge": (1172, 4),
+    "hellaswag": (10042, 4),
+    "boolq": (3270, 2),
+    "piqa": (1838, 2),
+    "winogrande": (1267, 2),
+    "lambada_openai": (5153, 1),
+    "sciq": (1000, 4),
+    "triviaqa": (17944, 16),
+    "mmlu_continuation": (14042, 4),
+    "logiqa": (651, 4),
+    "crows_pairs_english": (1677, 2),
+    "truthfulqa_mc1": (817, 5),
+    "bigbench_bbq_lite_json_multiple_choice": (16076, 3),
+}
+"""ASSUME: items of lm-eval's tasks and passes through the model for each: its choices, or the tokens of an answer."""
+OTHER_ITEMS = (1000, 4)
+REQUEST_TOKENS = 100
+"""ASSUME: tokens of one pass of lm-eval's own tasks."""
+CHOICES = {"cloze": 1, "continuation": 4, "minimal_pairs": 2}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of the workflow."""
+
+    name: str
+    """The place of its artifact, or of its artifacts, below `results/<study>`."""
+    rule: str
+    after: tuple[str, ...]
+    """Names of the jobs whose artifacts it reads."""
+    model_id: str | None = None
+    flop: float = 0.0
+    """Floating-point operations of the products with weights."""
+    tokens: float = 0.0
+    """Tokens that pass through a model, or that are read and written by a data job."""
+    passes: float = 0.0
+    """Batches that pass through a model."""
+    text_bytes: float = 0.0
+    """Text that is read."""
+    token_bytes: float = 0.0
+    """Ready tokens that are read."""
+    disk_bytes: float = 0.0
+
+
+def jobs_of(study: Study) -> list[Job]:
+    """Return every job of a study but the writing of configs, causes before effects."""
+    places = study.artifacts
+    of_stage = {stage: tuple(place for place, kind in places.items() if kind == stage) for stage in RULES}
+    jobs = [_job(study, place, stage, of_stage) for place, stage in places.items() if stage != "evaluate"]
+    if study.evaluation:
+        jobs += [_evaluation(study, model, (*of_stage["tasks"], *of_stage["benchmarks"])) for model in study.models]
+    jobs.append(Job("report", RULES["report"], tuple(job.name for job in jobs)))
+    return [*jobs, Job("tracking", RULES["track"], ("report",))]
+
+
+def text_of(study: Study) -> tuple[float, float]:
+    """Return the bytes and tokens of a study's text.
+
+    ASSUME: a source other than the standard library holds the tokens of one run; a token is 4 bytes of text, or 2.5
+    where the vocabulary has less than 5,000 entries (LOG.md: 4.12 with the paper's, on the ladder's text).
+    """
+    per_token = bytes_per_token(study)
+    if study.corpus and all(source.adapter == "python_stdlib" for source in study.corpus.sources.values()):
+        size = STDLIB_BYTES * study.corpus.sample_fraction
+        return size, size / per_token
+    return study.training.total_tokens * per_token, float(study.training.total_tokens)
+
+
+def bytes_per_token(study: Study) -> float:
+    return 2.5 if study.tokenizer.vocab_size < 5000 else 4.0
+
+
+def training_flop(run: PretrainConfig) -> float:
+    """Return 6 N D: operations of a training, six per parameter and token; attention's products are not counted."""
+    return float(FLOPS_PER_PARAMETER * run.shape.num_parameters) * training_tokens(run)
+
+
+def training_tokens(run: PretrainConfig) -> float:
+    return float(run.max_steps) * run.tokens_per_step
+
+
+def validation_tokens(run: PretrainConfig) -> float:
+    """Return the tokens of all validations of a run."""
+    return float(math.ceil(run.max_steps / run.valid_every_steps) * run.valid_sequences * run.sequence_length)
+
+
+def run_folder_bytes(run: PretrainConfig) -> float:
+    """Return what a training leaves on the disk: the weights kept, the model itself, and its last states."""
+    weight = 4 if run.export_dtype == "float32" else 2
+    kept = (len(run.checkpoint_steps) + 1) * weight * run.shape.num_parameters
+    return kept + STATES * STATE_BYTES * run.shape.num_parameters
+
+
+def _job(study: Study, place: str, stage: str, of_stage: dict[str, tuple[str, ...]]) -> Job:
+    size, tokens = text_of(study)
+    data, parts = ("tokenizer", *of_stage["tokens"]), max(1, study.num_parts)
+    after = {
+        "sources": of_stage["source"],
+        "part": of_stage["sources"],
+        "corpus": of_stage["part"],
+        "tokenizer": of_stage["corpus"],
+        "token_part": ("tokenizer", *of_stage["corpus"]),
+        "tokens": of_stage["token_part"],
+        "tasks": of_stage["corpus"] or data,
+        "contamination": (*of_stage["corpus"], *of_stage["tasks"], *of_stage["benchmarks"]),
+        "pretrain": data,
+    }.get(stage, ())
+    rule = RULES[stage]
+    if stage == "pretrain":
+        run = study.pretrained[place]
+        flop = training_flop(run) + FORWARD * run.shape.num_parameters * validation_tokens(run)
+        batches = math.ceil(run.max_steps * run.global_batch_size / 8)
+        return Job(place, rule, after, place, flop, training_tokens(run), batches, disk_bytes=run_folder_bytes(run))
+    if stage == "quantize":
+        return _quantization(study, place, data)
+    work = {
+        "source": {"text_bytes": size / max(1, len(of_stage["source"])), "disk_bytes": size / 3},
+        "part": {"text_bytes": size / parts, "disk_bytes": size / 3 / parts},
+        "tokenizer": {"text_bytes": 0 if study.tokenizer.file else min(size, 300e6)},
+        "token_part": {"tokens": tokens / parts, "disk_bytes": 2 * tokens / parts}
+        if study.corpus
+        else {"token_bytes": 2 * tokens / parts},
+        "contamination": {"text_bytes": size},
+    }.get(stage, {})
+    return Job(place, rule, after, **work)
+
+
+def _quantization(study: Study, place: str, data: tuple[str, ...]) -> Job:
+    """GPTQ: two forward passes of the calibration set, a Hessian per matrix, and its inverse (in x in per matrix)."""
+    config, parent = study.quantized[place], str(ModelId.parse(place).float_parent)
+    shape = study.pretrained[parent].shape
+    tokens = float(config.num_calibration_samples * config.calibration_sequence_length)
+    inputs = [shape.hidden_size] * 6 + [shape.intermediate_size]  # q, k, v, o, gate, up; down
+    hessians = shape.num_hidden_layers * sum(2 * tokens * width**2 + width**3 for width in inputs)
+    flop = 2 * FORWARD * shape.num_parameters * tokens + hessians
+    passes = 2 * shape.num_hidden_layers * math.ceil(config.num_calibration_samples / 8)
+    weight = 4 * shape.num_parameters + config.bits / 8 * shape.num_linear_parameters
+    return Job(place, RULES["quantize"], (parent, *data), place, flop, tokens, passes, disk_bytes=weight)
+
+
+def _evaluation(study: Study, model_id: str, needed: tuple[str, ...]) -> Job:
+    """All suites of a model, in one process."""
+    model = ModelId.parse(model_id)
+    run = study.pretrained[str(model.float_parent if model.family == QUANTLM else model)]
+    tokens = requests = passes = 0.0
+    for suite in study.evaluation.suites.values():
+        read, asked = evaluated(suite, study.evaluation.built_tasks, bytes_per_token(study))
+        tokens, requests, passes = tokens + read, requests + asked, passes + asked / suite.batch_size
+    flop = FORWARD * run.shape.num_parameters * tokens
+    name = f"evaluation/{model_id}"
+    return Job(name, RULES["evaluate"], (model_id, *needed), model_id, flop, tokens, passes, disk_bytes=150 * requests)
+
+
+def evaluated(suite: EvaluateConfig, built: TasksConfig | None, bytes_per_token: float) -> tuple[float, float]:
+    """Return the tokens and the requests of one model's evaluation on a suite."""
+    tokens = requests = 0.0
+    for task in suite.tasks:
+        if task == "held_out_text" and built:
+            count = min(built.num_documents, suite.limit or built.num_documents)
+            length = built.document_characters / bytes_per_token
+        elif task in CHOICES and built:
+            count = min(built.num_items, suite.limit or built.num_items) * CHOICES[task]
+            length = REQUEST_TOKENS / 2
+        else:
+            items, each = ITEMS.get(task, OTHER_ITEMS)
+            count, length = min(items, suite.limit or items) * each, REQUEST_TOKENS
+        tokens, requests = tokens + count * length, requests + count
+    return tokens, requests
