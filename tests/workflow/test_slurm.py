@@ -23,9 +23,8 @@ from test_tiny_study import edit_study, hashes
 PROFILE = Path(__file__).with_name("lab")
 TRILM = "results/tiny/trilm/2L"
 RULE = "rule_pretrain_model_wildcards_trilm_2L"
-TWO_NODES = ("pretrain_model:nodes=2", "pretrain_model:micro_batch=2", "pretrain_model:mem_mb=3000")
-WITHOUT_GPUS = "pretrain_model:gres=''"
-AT_ONCE = "pretrain_model:slurm_extra='--open-mode=append --signal=USR1@30'"
+STUDY = ("--config", "study=tiny", f"site={PROFILE}/site.yaml", "--set-resources")
+TWO_NODES = ("pretrain_model:nodes=2", "pretrain_model:micro_batch=2")
 STEPS = 160
 
 pytestmark = pytest.mark.slow
@@ -76,7 +75,7 @@ def finish(process: subprocess.Popen, project: Path, seconds: float = 600) -> in
 
 def test_tiny_study_on_two_nodes_of_slurm_is_that_of_this_machine(lab, tiny, tmp_path):
     local, cluster = Path(shutil.copytree(tiny, tmp_path / "local", symlinks=True)), copy_project(tmp_path / "cluster")
-    process = workflow(lab, cluster, "--config", "study=tiny", "--set-resources", *TWO_NODES, AT_ONCE, WITHOUT_GPUS)
+    process = workflow(lab, cluster, *STUDY, *TWO_NODES)
     for family in ("floatlm", "trilm"):
         shutil.rmtree(local / "results/tiny" / family)
     command = ("snakemake", "--cores", "2", "--config", "study=tiny", "--set-resources", *TWO_NODES)
@@ -210,7 +209,7 @@ def test_the_same_command_recovers_bit_identical(lab, long_training, undisturbed
     project, (code, jobs) = long_training(STEPS), TROUBLES[trouble]
     expected = undisturbed(STEPS, TWO_NODES)
     before, started = set(jobs_seen(lab)), time.monotonic()
-    command = (f"{TRILM}/manifest.json", "--config", "study=tiny", "--set-resources", *TWO_NODES, AT_ONCE)
+    command = (f"{TRILM}/manifest.json", *STUDY, *TWO_NODES)
     controller = workflow(lab, project, *command)
     trial = Trial(lab, project, controller, wait_for_training(project, controller))
     reached = trial.step()
@@ -249,7 +248,7 @@ def wait_for_training(project: Path, controller: subprocess.Popen) -> str:
 def test_a_job_that_runs_out_of_memory_is_tried_again_with_more(lab, long_training, undisturbed):
     project = long_training(STEPS)
     memory = "pretrain_model:mem_mb=500 if attempt == 1 else 3000"
-    command = (f"{TRILM}/manifest.json", "--config", "study=tiny", "--set-resources", *TWO_NODES[:2], memory, AT_ONCE)
+    command = (f"{TRILM}/manifest.json", *STUDY, *TWO_NODES, memory)
     before = set(jobs_seen(lab))
     assert finish(workflow(lab, project, *command), project) == 0, output(project)
     assert len(set(jobs_seen(lab)) - before) == 2
@@ -260,8 +259,8 @@ def test_a_job_that_runs_out_of_memory_is_tried_again_with_more(lab, long_traini
 def test_five_time_limits_on_two_nodes_with_two_ranks_each(lab, long_training, undisturbed):
     steps, layout = 1500, ("pretrain_model:nodes=2", "pretrain_model:devices=2", "pretrain_model:micro_batch=1")
     project = long_training(steps)
-    more = ("pretrain_model:mem_mb=6000", "pretrain_model:runtime=2", AT_ONCE)
-    command = (f"{TRILM}/manifest.json", "--config", "study=tiny", "--set-resources", *layout, *more)
+    more = ("pretrain_model:runtime=2", "pretrain_model:slurm_extra='--open-mode=append --signal=USR1@50'")
+    command = (f"{TRILM}/manifest.json", *STUDY, *layout, *more)
     before = set(jobs_seen(lab))
     assert finish(workflow(lab, project, *command), project, 2400) == 0, output(project)
     (job,) = set(jobs_seen(lab)) - before
@@ -274,18 +273,19 @@ def test_five_time_limits_on_two_nodes_with_two_ranks_each(lab, long_training, u
 @every_one
 def test_config_that_is_refused_in_its_job_is_not_tried_again(lab, long_training):
     project = long_training(STEPS)
-    layout = ("pretrain_model:nodes=2", "pretrain_model:micro_batch=3", "pretrain_model:mem_mb=3000")
+    config = project / "results/tiny/configs/trilm/2L.json"
+    config.write_text(config.read_text().replace('"seed": 1', '"seed": 1, "sead": 1'))
     before = set(jobs_seen(lab))
-    command = (f"{TRILM}/manifest.json", "--config", "study=tiny", "--set-resources", *layout)
-    assert finish(workflow(lab, project, *command), project) == 1, output(project)
-    assert "2 ranks with micro batches of 3 do not divide a batch of 4" in output(project)
+    assert finish(workflow(lab, project, f"{TRILM}/manifest.json", *STUDY, *TWO_NODES), project) == 1, output(project)
+    assert "sead" in output(project)
+    assert f"{RULE} refused its configuration, and is not tried again" in output(project)
     assert len(set(jobs_seen(lab)) - before) == 1
 
 
 @every_one
 def test_job_that_waits_for_ever_is_named(lab, long_training):
     project = long_training(STEPS)
-    command = (f"{TRILM}/manifest.json", "--config", "study=tiny", "--set-resources", *TWO_NODES)
+    command = (f"{TRILM}/manifest.json", *STUDY, *TWO_NODES)
     process = workflow(lab, project, *command, "pretrain_model:runtime=9000")
     line = f"({RULE}) waits for ever, PartitionTimeLimit: its `runtime` exceeds the partition's longest time"
     wait_until(lambda: line in (project / "output.txt").read_text(), 120)
@@ -298,9 +298,10 @@ def test_job_that_waits_for_ever_is_named(lab, long_training):
 @pytest.mark.parametrize(("nodes", "devices"), [(1, 1), (1, 2), (2, 1), (2, 2)])
 def test_every_layout_has_its_ranks_each_with_a_device_of_its_own(lab, long_training, nodes, devices, gpus):
     project = long_training(20)
-    layout = [f"pretrain_model:nodes={nodes}", f"pretrain_model:devices={devices}", "pretrain_model:mem_mb=6000"]
-    command = (f"{TRILM}/manifest.json", "--config", "study=tiny", "--set-resources", *layout)
-    assert finish(workflow(lab, project, *command, *[WITHOUT_GPUS] * (not gpus)), project) == 0, output(project)
+    layout = [f"pretrain_model:nodes={nodes}", f"pretrain_model:devices={devices}"]
+    layout += [f"pretrain_model:gres='gpu:{devices}'"] * gpus
+    command = (f"{TRILM}/manifest.json", *STUDY, *layout)
+    assert finish(workflow(lab, project, *command), project) == 0, output(project)
     facts = json.loads((project / TRILM / "run.json").read_text())
     places = [(place["node"], place["local_rank"]) for place in facts["places"]]
     assert places == [(f"node{node + 1}", rank) for node in range(nodes) for rank in range(devices)]
