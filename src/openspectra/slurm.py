@@ -5,6 +5,7 @@ The one place that knows Slurm's commands and variables. Imports nothing heavy.
 
 import logging
 import os
+import re
 import subprocess
 import time
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ NEVER_ENDS = {
     "launch failed requeued held": "it could not be started on its node, and is held: `scontrol release` lets it go",
 }
 """Reasons for which a job waits until somebody does something, and what."""
-SECONDS_BETWEEN_LOOKS = 1
+SECONDS_BETWEEN_LOOKS = 5
 PATIENCE = 600
 """Seconds for jobs to save their state and end, before they are cancelled."""
 
@@ -101,20 +102,20 @@ def requeue() -> bool:
 
 
 def jobs_of(study: str, folder: Path, *options: str) -> list[Job]:
-    """Return the jobs in the queue that workflows of this study submitted from this folder."""
+    """Return the jobs in the queue that workflows of this study submitted from this folder, by name `<study>_<uuid>`."""
     lines = _ask("squeue", "--noheader", "--me", "--format", "%i|%T|%j|%Z|%k|%r", *options).splitlines()
     fields = [line.split("|", maxsplit=5) for line in lines]
     return [
         Job(number, state, reason, rule)
         for number, state, name, place, rule, reason in fields
-        if name.startswith(f"{study}_") and Path(place) == folder
+        if name.rpartition("_")[0] == study and Path(place) == folder
     ]
 
 
 def last_state(study: str, folder: Path, rule: str) -> str | None:
     """Return the state of the newest job of a rule, which may have ended some minutes ago; None where Slurm knows none."""
     jobs = [each for each in jobs_of(study, folder, "--states=all") if each.rule == rule]
-    return max(jobs, key=lambda each: int(each.number)).state if jobs else None
+    return max(jobs, key=lambda each: int(re.match(r"\d+", each.number)[0])).state if jobs else None
 
 
 def numbers_in_queue() -> set[str]:
@@ -124,20 +125,21 @@ def numbers_in_queue() -> set[str]:
 
 def end_jobs(study: str, folder: Path) -> None:
     """End the jobs of a workflow that is no more, and wait until none is left; a training saves its state first."""
-    left = jobs_of(study, folder)
-    for each in left:
-        logger.warning(
-            "Slurm job %s (%s, %s), left by a workflow before: ending it", each.number, each.rule, each.state
-        )
-        if each.state == "RUNNING":  # a training stops at its next step, and may not put its job back into the queue
-            _try("scontrol", "update", f"JobId={each.number}", "Requeue=0")
-            _try("scancel", "--signal=USR1", each.number)
-        else:
-            _try("scancel", each.number)
-    deadline = time.monotonic() + PATIENCE
+    asked, deadline = set(), time.monotonic() + PATIENCE
     while left := jobs_of(study, folder):
-        if time.monotonic() > deadline:
-            _try("scancel", *(each.number for each in left))
+        is_late = time.monotonic() > deadline
+        for each in left:
+            if each.number not in asked:
+                logger.warning("Slurm job %s (%s), left by a workflow before: ending it", each.number, each.rule)
+            if each.state != "RUNNING" or is_late:
+                _try("scancel", each.number)
+            else:  # a training stops at its next step; it may not requeue its job then
+                if each.number not in asked:
+                    _try("scontrol", "update", f"JobId={each.number}", "Requeue=0")
+                _try("scancel", "--signal=USR1", each.number)  # again and again: its ranks may just be starting
+            asked.add(each.number)
+        if is_late:
+            logger.warning("still waiting for %d Slurm jobs to end", len(left))
             deadline += PATIENCE
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
