@@ -1,6 +1,6 @@
 """The workflow on a real Slurm: the same bits as on this machine, whatever happens to its jobs.
 
-`OPENSPECTRA_LAB=all` runs every trouble and layout (half an hour); without it the few that stand for the others.
+`OPENSPECTRA_LAB=all` runs every trouble and layout, which takes long; without it the few that stand for the others.
 """
 
 import json
@@ -176,6 +176,9 @@ def cancelled(trial: Trial) -> None:
 
 def controller_killed(trial: Trial) -> None:
     trial.controller.kill()
+    # a job that was killed on another node said no word; Slurm knows that it is no more
+    owner = trial.project / "results/tiny/floatlm/2L/owner.json"
+    owner.write_text(json.dumps({"host": "elsewhere", "pid": 18, "job": "999999"}))
 
 
 def controller_killed_job_requeued(trial: Trial) -> None:
@@ -199,7 +202,7 @@ TROUBLES = {
     controller_killed_job_requeued: (-signal.SIGKILL, 2),
     controller_interrupted: (1, 2),
 }
-ALWAYS = (told_of_its_time_limit, controller_killed, cancelled)
+ALWAYS = (told_of_its_time_limit, controller_killed)
 
 
 @pytest.mark.parametrize(
@@ -257,9 +260,9 @@ def test_a_job_that_runs_out_of_memory_is_tried_again_with_more(lab, long_traini
 
 @every_one
 def test_five_time_limits_on_two_nodes_with_two_ranks_each(lab, long_training, undisturbed):
-    steps, layout = 1500, ("pretrain_model:nodes=2", "pretrain_model:devices=2", "pretrain_model:micro_batch=1")
+    steps, layout = 900, ("pretrain_model:nodes=2", "pretrain_model:devices=2", "pretrain_model:micro_batch=1")
     project = long_training(steps)
-    more = ("pretrain_model:runtime=2", "pretrain_model:slurm_extra='--open-mode=append --signal=USR1@50'")
+    more = ("pretrain_model:runtime=4", "pretrain_model:slurm_extra='--open-mode=append --signal=USR1@50'")
     command = (f"{TRILM}/manifest.json", *STUDY, *layout, *more)
     before = set(jobs_seen(lab))
     assert finish(workflow(lab, project, *command), project, 2400) == 0, output(project)
