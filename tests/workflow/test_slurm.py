@@ -233,7 +233,8 @@ def test_the_same_command_recovers_bit_identical(lab, long_training, undisturbed
 
 
 def jobs_seen(lab: SlurmLab) -> list[str]:
-    return lab.ask("squeue", "-h", "--states=all", "-o", "%k %i").replace(f"{RULE} ", "").split()
+    lines = lab.ask("squeue", "-h", "--states=all", "-o", "%k %i").splitlines()
+    return [line.split()[1] for line in lines if line.startswith(f"{RULE} ")]
 
 
 def wait_for_training(project: Path, controller: subprocess.Popen) -> str:

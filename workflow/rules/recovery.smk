@@ -112,7 +112,7 @@ def retries_of(job: Job) -> int:
 
     That is what somebody cancelled, and what refused its config or arguments (exit code 2).
     """
-    wildcards = "_".join(job.wildcards).replace("/", "_")
+    wildcards = "_".join(job.wildcards).replace(os.sep, "_")
     label = f"rule_{job.rule.name}" + (f"_wildcards_{wildcards}" if wildcards else "")  # as the executor calls it
     if slurm.last_state(NAME, Path.cwd(), label) == "CANCELLED":
         logger.warning(f"{label} was cancelled, and is not tried again; the same command goes on")
