@@ -51,7 +51,7 @@ def workflow(lab: SlurmLab, project: Path, *arguments: str) -> subprocess.Popen:
     command = ["snakemake", "--profile", "slurm", "--profile", str(PROFILE), *arguments]
     with (project / "output.txt").open("w") as output:
         return subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *command],
+            ["setpriv", "--pdeathsig", "KILL", "env", "--default-signal=INT", *command],  # also below `nohup` and `&`
             cwd=project,
             env=os.environ | lab.environment | {"PATH": path} | offline,
             stdout=output,
