@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,7 @@ NEVER_ENDS = {
 }
 """Reasons for which a job waits until somebody does something, and what."""
 SECONDS_BETWEEN_LOOKS = 5
+SECONDS_FOR_ANSWER = 60
 PATIENCE = 600
 """Seconds for jobs to save their state and end, before they are cancelled."""
 
@@ -86,6 +88,14 @@ def srun(nodes: int, tasks: int, threads: int) -> list[str]:
         *(f"--cpus-per-task={threads}", "--distribution=block", "--kill-on-bad-exit=1"),
         "--wait=0",  # rank 0 publishes the model after the others have ended
     ]
+
+
+def all_nodes_answer(nodes: int) -> bool:
+    """Return whether a command can still be started on each node of this job."""
+    command = [*srun(nodes, 1, 1), "true"]
+    with suppress(subprocess.TimeoutExpired):
+        return subprocess.run(command, capture_output=True, timeout=SECONDS_FOR_ANSWER, check=False).returncode == 0
+    return False
 
 
 def requeue() -> bool:

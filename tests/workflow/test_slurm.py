@@ -162,8 +162,10 @@ def preempted(trial: Trial) -> None:
 
 def node_lost(trial: Trial) -> None:
     trial.lab.kill_node("node2")
-    wait_until(lambda: trial.restarts() == 1, 180)
-    trial.lab.start_node("node2")
+    try:
+        wait_until(lambda: trial.restarts() == 1, 240)
+    finally:
+        trial.lab.start_node("node2")
 
 
 def rank_killed(trial: Trial) -> None:

@@ -27,7 +27,8 @@ LARGEST_MICRO_BATCH = 8
 BY_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 """A rank's place as this launcher and torchrun tell it: its number, how many there are, the same on its machine."""
 SECONDS_BETWEEN_LOOKS = 0.1
-SECONDS_UNTIL_REQUEUED = 300
+SECONDS_UNTIL_REQUEUED = 900
+"""Longest wait for Slurm to end a job that it starts again: by default it takes a node as dead after 300 s."""
 INTERRUPTED = 75
 
 
@@ -207,6 +208,9 @@ def launch(nodes: int, devices: int, threads: int, out: Path) -> int:
     after = read_record(out)
     if code and slurm.own_job() and after and after != before and after["job"] == slurm.job():
         return _put_back(out, before, after)
+    if code not in (0, ConfigError.exit_code) and nodes > 1 and slurm.own_job() and not slurm.all_nodes_answer(nodes):
+        print(f"openspectra: {out}: a node of the job does not answer; Slurm requeues it", file=sys.stderr, flush=True)
+        _wait_for_slurm()
     return code
 
 
