@@ -209,7 +209,7 @@ def launch(nodes: int, devices: int, threads: int, out: Path) -> int:
     if code and slurm.own_job() and after and after != before and after["job"] == slurm.job():
         return _put_back(out, before, after)
     if code not in (0, ConfigError.exit_code) and nodes > 1 and slurm.own_job() and not slurm.all_nodes_answer(nodes):
-        print(f"openspectra: {out}: a node of the job does not answer; Slurm requeues it", file=sys.stderr, flush=True)
+        _say(f"{out}: a node of the job does not answer; Slurm requeues it")
         _wait_for_slurm()
     return code
 
@@ -220,19 +220,25 @@ def _put_back(out: Path, before: dict[str, Any] | None, record: dict[str, Any]) 
     The record of the interruption decides, never the exit code of srun, which is that of any of its ranks.
     """
     if before and (before["job"], before["step"]) == (record["job"], record["step"]):
-        print(
-            f"openspectra: {out}: interrupted twice at step {record['step']}; the time limit is too short for one step, "
-            "or the signal comes too early: give more `runtime`.",
-            file=sys.stderr,
+        _say(
+            f"{out}: interrupted twice at step {record['step']}; the time limit is too short for one step, "
+            "or the signal comes too early: give more `runtime`."
         )
         return 1
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(INTERRUPTED))
     if slurm.requeue():
-        print(
-            f"openspectra: {out}: interrupted at step {record['step']}, back in the queue", file=sys.stderr, flush=True
-        )
-        time.sleep(SECONDS_UNTIL_REQUEUED)  # Slurm ends the job meanwhile; what is above would take it as failed
+        _say(f"{out}: interrupted at step {record['step']}, back in the queue")
+        _wait_for_slurm()
     return INTERRUPTED
+
+
+def _wait_for_slurm() -> None:
+    """Wait until Slurm ends this job, to start it again; a job that ended by itself would be taken as failed."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(INTERRUPTED))
+    time.sleep(SECONDS_UNTIL_REQUEUED)
+
+
+def _say(line: str) -> None:
+    print(f"openspectra: {line}", file=sys.stderr, flush=True)
 
 
 def _free_port() -> int:
