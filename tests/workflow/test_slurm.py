@@ -164,6 +164,7 @@ def node_lost(trial: Trial) -> None:
     trial.lab.kill_node("node2")
     try:
         wait_until(lambda: trial.restarts() == 1, 240)
+        time.sleep(70)  # or Slurm would end what comes back, by the orders for what was there before
     finally:
         trial.lab.start_node("node2")
 
