@@ -260,8 +260,9 @@ def pretrain(
     train: Train,
     valid: Valid,
     tokenizer: Tokenizer,
-    threads: Threads = 1,
-    devices: Annotated[int, typer.Option(min=1, help="Processes that share the training: one per GPU.")] = 1,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads of all processes on a machine.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines that share the training.")] = 1,
+    devices: Annotated[int, typer.Option(min=1, help="Processes on each of them: one per GPU.")] = 1,
     strategy: Annotated[
         Strategy, typer.Option(help="ddp: each holds the whole model; fsdp2: each holds a part.")
     ] = "ddp",
@@ -271,6 +272,7 @@ def pretrain(
     recompute: Annotated[
         Recompute, typer.Option(help="blocks: compute each block again in the backward pass, to save memory.")
     ] = "none",
+    state_minutes: Annotated[float, typer.Option(min=0, help="Longest time between two saved states.")] = 30,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget checkpoints and train anew.")] = False,
     log: Log = None,
 ) -> None:
@@ -281,10 +283,11 @@ def pretrain(
     from openspectra.training.interruption import Interruption
     from openspectra.training.world import World, launch
 
-    world = World.from_environment(devices, strategy=strategy, micro_batch=micro_batch, recompute=recompute)
+    with _session(log):
+        world = World.from_environment(nodes, devices, strategy=strategy, micro_batch=micro_batch, recompute=recompute)
     if world is None:
-        sys.exit(launch(devices, threads))
-    _set_threads(max(1, threads // world.size))
+        sys.exit(launch(nodes, devices, threads, out))
+    _set_threads(max(1, threads // devices))
     with _session(log, world.rank), Interruption() as interruption:
         resolved = read_config(PretrainConfig, config)
         inputs = [open_artifact(train, "tokens"), open_artifact(valid, "tokens"), open_artifact(tokenizer, "tokenizer")]
@@ -293,7 +296,7 @@ def pretrain(
         show_bar = log is None and sys.stderr.isatty()
         order, *ordered = os.environ.get("OPENSPECTRA_TRAIN_ANEW", " ").split(" ")  # by the workflow's --forcerun
         order = uuid4().hex if fresh else order if resolved.model_id in ordered else None
-        run(resolved, *inputs, out, show_bar, order, world, interruption)
+        run(resolved, *inputs, out, show_bar, order, world, interruption, 60 * state_minutes)
         logger.info("%s: done, in %s", resolved.model_id, out)
 
 

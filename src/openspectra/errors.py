@@ -30,6 +30,10 @@ class DamagedArtifactError(OpenSpectraError):
 
 
 class Interrupted(OpenSpectraError):
-    """The run was asked to stop and saved its state: the same command continues it."""
+    """The run was asked to stop and saved its state of `step`: the same command continues it."""
 
     exit_code = 75
+
+    def __init__(self, line: str, step: int):
+        super().__init__(line)
+        self.step = step

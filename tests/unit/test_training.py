@@ -101,11 +101,13 @@ class At(L.Callback):
             self.action(module)
 
 
-def train(settings: PretrainConfig, folder, *callbacks, interruption=None, trainer=None, world=WORLD) -> Pretraining:
+def train(
+    settings: PretrainConfig, folder, *callbacks, interruption=None, trainer=None, world=WORLD, seconds=math.inf
+) -> Pretraining:
     checkpoints = CheckpointFolder(folder, settings, {})
     checkpoints.prepare()
     module = Pretraining(settings, RandomTokens(1), world)
-    saver = Checkpointing(checkpoints, interruption or Interruption())
+    saver = Checkpointing(checkpoints, interruption or Interruption(), seconds)
     saver.restore(module)
     trainer = trainer or build_trainer(settings, module.step, world, [saver, *callbacks])
     trainer.callbacks[:0] = [] if saver in trainer.callbacks else [saver, *callbacks]
@@ -146,6 +148,24 @@ def test_interrupted_run_records_the_same_as_an_undisturbed_one(tmp_path):
     second = train(config(), tmp_path / "stopped")
     assert second.records.tables == straight.records.tables
     assert torch.equal(torch.stack(second.records.valid_losses), torch.stack(straight.records.valid_losses))
+    for name, parameter in straight.llama.named_parameters():
+        assert torch.equal(parameter, dict(second.llama.named_parameters())[name]), name
+
+
+def test_states_by_the_clock_cost_no_bit_and_a_kill_costs_no_more_than_the_time_between_them(tmp_path):
+    class Killed(Exception):
+        pass
+
+    def kill(module):
+        raise Killed
+
+    straight = train(config(), tmp_path / "straight")
+    with pytest.raises(Killed):
+        train(config(), tmp_path / "killed", At(9, kill), seconds=0)
+    states = sorted(path.stem for path in tmp_path.glob("killed/checkpoints/*/step-*.pt"))
+    assert states == ["step-00000008", "step-00000009"]  # the interval of steps alone would have left 5
+    second = train(config(), tmp_path / "killed", seconds=0)
+    assert second.records.tables == straight.records.tables
     for name, parameter in straight.llama.named_parameters():
         assert torch.equal(parameter, dict(second.llama.named_parameters())[name]), name
 

@@ -20,7 +20,8 @@ rule pretrain_model:
         "{wildcards.pretrained}: {params.summary}"
     shell:
         "openspectra pretrain --config {input.config} --train {input.train} --valid {input.valid}"
-        " --tokenizer {input.tokenizer} --threads {threads} --devices {resources.devices}"
+        " --tokenizer {input.tokenizer} --threads {threads} --nodes {resources.nodes}"
+        " --devices {resources.devices}"
         " --strategy {resources.strategy} --micro-batch {resources.micro_batch}"
         " --recompute {resources.recompute} --out $(dirname {output}) --log {log}"
 

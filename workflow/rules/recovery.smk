@@ -1,16 +1,21 @@
 """What the same command does first, so that it goes on after a kill, repairs what is damaged, and trains anew when told."""
 
 import fcntl
+import json
 import os
 import platform
+import time
 from collections.abc import Iterable
 from functools import cache
+from threading import Thread
 from uuid import uuid4
 
+from openspectra import slurm
 from openspectra.artifacts import FINISHED, open_artifact
-from openspectra.errors import DamagedArtifactError
+from openspectra.errors import ConfigError, DamagedArtifactError, OpenSpectraError
 from openspectra.upkeep import quick_check
 from openspectra.writing import WAITS
+from snakemake.jobs import Job
 from snakemake.logging import logger
 
 
@@ -19,7 +24,8 @@ def release_locks_of_the_dead() -> None:
 
     Every Snakemake of a study holds `.snakemake/<study>.owner` shared as long as it lives; the kernel ends that with the
     process. Who gets the file alone is the only one. Between machines that proves nothing, not every shared disk has
-    such locks: what another machine locked, or has a job writing at, stays locked.
+    such locks: what another machine locked, or has a job writing at, stays locked. On a cluster Slurm knows which of its
+    jobs live, and those that a killed Snakemake left are ended.
     """
     global OWNER  # held to the end of the process
     Path(".snakemake").mkdir(exist_ok=True)
@@ -34,7 +40,11 @@ def release_locks_of_the_dead() -> None:
     OWNER.seek(0)
     before = OWNER.read() or "a process that left no name"
     left = [path for path in sorted(Path(".snakemake/locks").glob("*.lock")) if locks_this_study(path)]
-    doubts = [before] * (platform.node() not in before.split()) + writers_on_other_machines() if left else []
+    doubts = [before] * (platform.node() not in before.split()) if left else []
+    if on_slurm() and not doubts:  # whoever submitted what this study has in the queue lives no more
+        slurm.end_jobs(NAME, Path.cwd())
+    if left:
+        doubts += writers_on_other_machines()
     if doubts:
         for who in doubts:
             logger.warning(f"may still write here: {who}")
@@ -51,10 +61,12 @@ def release_locks_of_the_dead() -> None:
 
 
 def writers_on_other_machines() -> list[str]:
-    """Return the folder and the owner of every artifact that a job of another machine began and did not end."""
+    """Return the folder and the owner of every artifact that a job of another machine began and may not have ended."""
     owners = [Path(RESULTS, place, "owner.json") for place in STUDY.artifacts]
     found = [(owner, owner.read_text(encoding="utf-8")) for owner in owners if owner.is_file()]
-    return [f"{owner.parent}: {who}" for owner, who in found if f'"host": "{platform.node()}"' not in who]
+    others = [(owner, who) for owner, who in found if f'"host": "{platform.node()}"' not in who]
+    queue = slurm.numbers_in_queue() if others and on_slurm() else None
+    return [f"{owner.parent}: {who}" for owner, who in others if queue is None or json.loads(who)["job"] in queue | {None}]
 
 
 def locks_this_study(path: Path) -> bool:
@@ -124,6 +136,56 @@ def plan_what_is_damaged() -> None:
         logger.warning(f"{size}: looked at by size alone; `openspectra repair {NAME}` reads all")
 
 
+def on_slurm() -> bool:
+    return workflow.executor_plugin.name == "slurm"
+
+
+def take_slurm() -> None:
+    """Name this study's jobs after it, let trainings requeue their own, and say which jobs will never start."""
+    workflow.executor_settings.jobname_prefix = NAME
+    os.environ.update({slurm.OWN_JOB: "1"})
+    Job.restart_times = property(retries_of)  # Snakemake has no hook that tells one failure from another
+    Thread(target=watch_queue, daemon=True).start()
+
+
+def retries_of(job: Job) -> int:
+    """Return how often a job that has failed may run: as the profile says, but not again what would end as before.
+
+    That is what somebody cancelled, and what refused its config or arguments (exit code 2).
+    """
+    wildcards = "_".join(job.wildcards).replace(os.sep, "_")
+    label = f"rule_{job.rule.name}" + (f"_wildcards_{wildcards}" if wildcards else "")  # as the executor calls it
+    if slurm.last_state(NAME, Path.cwd(), label) == "CANCELLED":
+        logger.warning(f"{label} was cancelled, and is not tried again; the same command goes on")
+        return 0
+    if any(refused_its_config(Path(log)) for log in job.log):
+        logger.warning(f"{label} refused its configuration, and is not tried again; see its log")
+        return 0
+    return job.rule.restart_times
+
+
+def refused_its_config(log: Path) -> bool:
+    """Return whether the last thing in a stage's log is that it ended with exit code 2."""
+    tail = log.read_text(encoding="utf-8")[-10_000:] if log.is_file() else ""
+    return f"\n{ConfigError.__module__}.{ConfigError.__qualname__}: " in tail.rpartition("Traceback")[2]
+
+
+def watch_queue() -> None:
+    """Say of each job, once, that it waits for something that will never come, every minute as long as this lives."""
+    said = {}
+    while True:
+        time.sleep(60)
+        try:
+            hopeless = slurm.hopeless_jobs(NAME, Path.cwd())
+        except OpenSpectraError as error:
+            logger.warning(str(error))
+            continue
+        for number, line in hopeless.items():
+            if said.get(number) != line:
+                logger.warning(f"{line}; `scancel {number}` ends it")
+        said |= hopeless
+
+
 @cache
 def recover() -> list[str]:
     """Do all this, once, while Snakemake puts together its jobs. Return no file: it is called as the input of a rule.
@@ -135,8 +197,13 @@ def recover() -> list[str]:
         workflow.execution_settings.keep_incomplete = True  # an output is whole or absent; of a failed job some are whole
         plan_what_is_damaged()
         if workflow.executor_plugin and not workflow.dryrun:
-            release_locks_of_the_dead()
+            try:
+                release_locks_of_the_dead()
+            except OpenSpectraError as error:
+                raise WorkflowError(str(error)) from None
             os.environ.update({WAITS: "1"})
+            if on_slurm():
+                take_slurm()
             forget_forced_evaluations()
             if models := forced("pretrain_model", STUDY.pretrained):
                 os.environ.update(OPENSPECTRA_TRAIN_ANEW=" ".join([uuid4().hex, *models]))

@@ -7,12 +7,12 @@ hashes stand in the artifact (`checkpoints.csv`).
 """
 
 import hashlib
-import io
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors.torch import save
@@ -69,12 +69,15 @@ class CheckpointFolder:
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the state of `step` and remove all but the newest `KEPT`."""
-        buffer = io.BytesIO()
-        torch.save(state | {"run": self.folder.name}, buffer)
         path = self.folder / f"step-{step:08d}.pt"
-        # the hash first: a kill between the two leaves a hash without a state, never a state that nothing vouches for
-        self._write(path.with_suffix(".sha256"), hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
-        self._write(path, buffer.getbuffer())
+
+        def write(file: BinaryIO) -> None:
+            hashing = _Hashing(file)  # while it is written: the state is never twice in memory
+            torch.save(state | {"run": self.folder.name}, hashing)
+            # the hash first: a kill between the two leaves a hash without a state, never a state that nothing vouches for
+            self._write(path.with_suffix(".sha256"), hashing.sha256.hexdigest().encode())
+
+        self._write(path, write)
         self._prune()
 
     def save_weights(self, step: int, llama: Llama, dtype: str) -> dict[str, Any]:
@@ -181,13 +184,15 @@ class CheckpointFolder:
             if not recorded.with_suffix(".pt").exists():
                 recorded.unlink()
 
-    def _write(self, path: Path, content: bytes) -> None:
+    def _write(self, path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
         try:
             write_atomically(path, content)
         except OSError as error:
             free = shutil.disk_usage(self.folder).free
+            state = STATE_BYTES_PER_PARAMETER * self.config.shape.num_parameters
+            needed = state if callable(content) else len(content)
             raise OpenSpectraError(
-                f"{path}: cannot be written ({error.strerror}), {len(content):,} bytes needed, {free:,} free; "
+                f"{path}: cannot be written ({error.strerror}), {needed:,} bytes needed, {free:,} free; "
                 "the state before is intact: make room, and the same command continues."
             ) from None
 
@@ -205,6 +210,20 @@ class CheckpointFolder:
             ]
             keys += ["stage_version"] * (self.identity["stage_version"] != earlier["stage_version"])
             logger.info("starts at step 0 in a new checkpoint folder: %s differ from the run before", ", ".join(keys))
+
+
+class _Hashing:
+    """Passes on to a file what is written to it, and knows the hash of it."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.sha256 = file, hashlib.sha256()
+
+    def write(self, content: bytes) -> int:
+        self.sha256.update(content)
+        return self.file.write(content)
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def _holds(path: Path, content: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from functools import partial
 from typing import Any
 
@@ -201,12 +202,13 @@ def device_kind() -> str:
 class Checkpointing(L.Callback):
     """Owns the checkpoints of a run: restores the newest state, and saves at the configured steps.
 
-    It saves too at the next step boundary after a signal, which then ends the run. `llama` is the model as training
-    left it, with all its weights (complete on rank 0).
+    It saves too after `seconds` without a state, and at the next step boundary after a signal, which then ends the run.
+    `llama` is the model as training left it, with all its weights (complete on rank 0).
     """
 
-    def __init__(self, folder: CheckpointFolder, interruption: Interruption):
-        self.folder, self.interruption = folder, interruption
+    def __init__(self, folder: CheckpointFolder, interruption: Interruption, seconds: float = math.inf):
+        self.folder, self.interruption, self.seconds = folder, interruption, seconds
+        self.due = time.monotonic() + seconds
         self.seen_step = -1
         self.llama: Llama | None = None
         self._state: dict[str, Any] | None = None
@@ -238,11 +240,12 @@ class Checkpointing(L.Callback):
         if step == self.seen_step:  # in the middle of a step's micro batches
             return
         self.seen_step = step
-        stop = module.world.any(self.interruption.requested)
+        stop, due = module.world.any(self.interruption.requested, time.monotonic() >= self.due)
         if step in config.checkpoint_steps:
             self._save_weights(module)
-        if stop or step % config.checkpoint_every_steps == 0 or step == config.max_steps:
+        if stop or due or step % config.checkpoint_every_steps == 0 or step == config.max_steps:
             self._save_state(module)
+            self.due = time.monotonic() + self.seconds
         trainer.should_stop = stop
 
     def on_train_end(self, trainer, module: Pretraining) -> None:

@@ -1,6 +1,7 @@
 """The pretraining stage: one model, trained with Lightning, saved as a Hugging Face folder."""
 
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from openspectra.model.llama import Llama
 from openspectra.training.batches import StepData
 from openspectra.training.checkpoint import CheckpointFolder
 from openspectra.training.config import PretrainConfig
-from openspectra.training.interruption import Interruption
+from openspectra.training.interruption import Interruption, remove_record, write_record
 from openspectra.training.loss_scaler import LossScaler
 from openspectra.training.matrices import means_by_step
 from openspectra.training.module import Checkpointing, Pretraining
@@ -42,12 +43,13 @@ def pretrain(
     order: str | None,
     world: World,
     interruption: Interruption,
+    state_seconds: float = math.inf,
 ) -> None:
     """Train one model to its last step and publish it in `out`; continue where an interrupted run stopped.
 
-    With an `order` it trains anew, unless states of that very order are there. Every rank calls this; rank 0 alone
-    writes. Raises `Interrupted` when a signal has asked the run to stop,
-    `OpenSpectraError` when another process trains here.
+    After `state_seconds` without a state one is saved: so much work, and a step, is what a kill may cost. With an
+    `order` it trains anew, unless states of that very order are there. Every rank calls this; rank 0 alone writes.
+    Raises `Interrupted` when a signal has asked the run to stop, `OpenSpectraError` when another process trains here.
     """
     started = time.time()
     parents = {"tokens_train": train, "tokens_valid": valid, "tokenizer": tokenizer}
@@ -57,19 +59,36 @@ def pretrain(
     world.start()
     if world.rank > 0:
         world.barrier()
-        _train(config, parents, checkpoints, Progress(None, False), world, interruption)
+        world.places()
+        try:
+            _train(config, parents, checkpoints, Progress(None, False), world, interruption, state_seconds)
+        except Interrupted:
+            world.barrier()  # srun ends the others as soon as one has left: not before state and record are safe
+            raise
         return
     with only_writer(out):
         if order:
             checkpoints.begin_anew(order)
         checkpoints.prepare()
+        remove_record(out)
         world.barrier()
+        places = world.places()
         progress = Progress(out / "speed.jsonl", show_bar)
-        module, llama = _train(config, parents, checkpoints, progress, world, interruption)
+        try:
+            module, llama = _train(config, parents, checkpoints, progress, world, interruption, state_seconds)
+        except Interrupted as interrupted:
+            write_record(out, checkpoints.folder.name, interrupted.step)
+            world.barrier()
+            raise
         with write_artifact(out, "pretrain", config, parents, started) as draft:
             draft.metrics |= save_model(llama, config.family, config.export_dtype, tokenizer, draft.folder)
             draft.metrics |= _save_records(module, draft.folder)
-            draft.run |= {"ranks": world.size, "strategy": world.strategy, "recompute": world.recompute}
+            draft.run |= {
+                "ranks": world.size,
+                "places": places,
+                "strategy": world.strategy,
+                "recompute": world.recompute,
+            }
             draft.run["attention"] = module.attention
             draft.run["micro_batch"] = world.micro_batch_of(config.global_batch_size)
         checkpoints.remove_other_runs()
@@ -82,25 +101,28 @@ def _train(
     progress: Progress,
     world: World,
     interruption: Interruption,
+    state_seconds: float = math.inf,
 ) -> tuple[Pretraining, Llama]:
     """Return the run at its last step, and its model with all weights (complete on rank 0)."""
     module = Pretraining(config, Tokens(parents["tokens_valid"]), world)
-    checkpointing = Checkpointing(checkpoints, interruption)
+    checkpointing = Checkpointing(checkpoints, interruption, state_seconds)
     checkpointing.restore(module)
     if module.step:
         logger.info("%s: continues from step %d of %d", config.model_id, module.step, config.max_steps)
     if module.step == config.max_steps:
         logger.info("%s: nothing is left to train; `--forcerun pretrain_model` or --fresh trains anew", config.model_id)
         return module, module.llama
-    if not world.any(interruption.requested):
+    (stop,) = world.any(interruption.requested)
+    if not stop:
         data = StepData(config, Tokens(parents["tokens_train"]), module.step, world)
         trainer = build_trainer(config, module.step, world, [checkpointing, progress])
         trainer.fit(module, DataLoader(data, batch_size=None))
     if module.step == config.max_steps:
         return module, checkpointing.llama
-    if world.any(interruption.requested):
+    (stop,) = world.any(interruption.requested)
+    if stop:
         done = f"stopped at step {module.step}, state saved" if module.step else "stopped before its first step"
-        raise Interrupted(f"{config.model_id}: {done}; the same command continues.")
+        raise Interrupted(f"{config.model_id}: {done}; the same command continues.", step=module.step)
     raise OpenSpectraError(f"{config.model_id}: ended at step {module.step} of {config.max_steps}; run it again.")
 
 

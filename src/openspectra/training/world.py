@@ -1,27 +1,34 @@
 """Several devices: how the ranks of one run are started, and what they have to agree on.
 
 One launcher starts every rank with its place spelled out; outside it Lightning would train on one device without a
-word. A rank that fails ends the others, and the run has one exit code.
+word. A rank that fails ends the others, and the run has one exit code. In a Slurm job `srun` starts the ranks, on all
+nodes of the job; elsewhere they are all started on this machine.
 """
 
 import os
+import platform
 import signal
 import socket
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from openspectra import slurm
 from openspectra.errors import ConfigError
-from openspectra.training.interruption import SIGNALS
+from openspectra.training.interruption import SIGNALS, read_record
 
 Strategy = Literal["ddp", "fsdp2"]
 Recompute = Literal["none", "blocks"]
 LARGEST_MICRO_BATCH = 8
 """Most sequences per pass where nobody asks for a number."""
-RANK_VARIABLE, SIZE_VARIABLE = "LOCAL_RANK", "WORLD_SIZE"
+BY_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+"""A rank's place as this launcher and torchrun tell it: its number, how many there are, the same on its machine."""
 SECONDS_BETWEEN_LOOKS = 0.1
+SECONDS_UNTIL_REQUEUED = 900
+"""Longest wait for Slurm to end a job that it starts again: by default it takes a node as dead after 300 s."""
 INTERRUPTED = 75
 
 
@@ -36,13 +43,31 @@ class World:
     """Sequences per forward and backward pass of a rank; 0: as `micro_batch_of` chooses."""
     recompute: Recompute = "none"
     """What the backward pass computes again, so that its activations need not be kept."""
+    local_rank: int = 0
+    """Number of this rank on its machine: it takes the GPU of this number."""
+    local_size: int = 1
+    """Ranks on each machine."""
 
     @classmethod
-    def from_environment(cls, devices: int, **settings: Any) -> "World | None":
-        """Return this process's place; None where several ranks are wanted and nobody has started them yet."""
-        if {RANK_VARIABLE, SIZE_VARIABLE} <= os.environ.keys():
-            return cls(int(os.environ[RANK_VARIABLE]), int(os.environ[SIZE_VARIABLE]), **settings)
-        return cls(**settings) if devices == 1 else None
+    def from_environment(cls, nodes: int, devices: int, **settings: Any) -> "World | None":
+        """Return this process's place among `devices` ranks on each of `nodes`; None where nobody has started them yet.
+
+        Raises `ConfigError` where this launcher, torchrun or srun started another number of them than was asked for.
+        """
+        place = _place()
+        if place is None:
+            return None if nodes * devices > 1 or slurm.own_job() else cls(**settings)
+        rank, size, local_rank, local_size, who = place
+        if size == 1 < devices and nodes == 1:  # a shell in a step of one task: the ranks are started here
+            return None
+        if size != nodes * devices or size % local_size:
+            raise ConfigError(
+                [
+                    f"--nodes, --devices: {nodes} x {devices} = {nodes * devices} ranks asked for, {who} started {size}, "
+                    f"{local_size} on this machine; start as many, or none: they are started here."
+                ]
+            )
+        return cls(rank, size, local_rank=local_rank, local_size=local_size, **settings)
 
     def micro_batch_of(self, batch: int) -> int:
         """Return the sequences per pass where a step has `batch`: as given, else the largest number that divides.
@@ -73,18 +98,34 @@ class World:
         import torch
 
         if torch.cuda.is_available():
-            if torch.cuda.device_count() < self.size:
+            if torch.cuda.device_count() < self.local_size:
                 raise ConfigError(
-                    [f"--devices: {self.size} asked for, {torch.cuda.device_count()} GPUs here; give fewer."]
+                    [f"--devices: {self.local_size} asked for, {torch.cuda.device_count()} GPUs here; give fewer."]
                 )
             # a resumed run has to end bit-identical. Strictly: where it only warns, torch keeps attention's fast backward
             # pass, whose order of sums varies
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
             torch.use_deterministic_algorithms(True)
             torch.utils.deterministic.fill_uninitialized_memory = False
-            torch.cuda.set_device(self.rank)  # before the first collective: `cuda` means this one from here on
+            torch.cuda.set_device(self.local_rank)  # before the first collective: `cuda` means this one from here on
         if self.size > 1:
+            place = (self.rank, self.size, self.local_rank, self.local_size)
+            os.environ.update(
+                zip(BY_LAUNCHER, map(str, place), strict=True), GROUP_RANK=str(self.rank // self.local_size)
+            )
             torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+    def places(self) -> list[dict[str, Any]]:
+        """Return of each rank where it runs: machine, number there, and the GPUs that it sees. Called on every rank."""
+        node = os.environ.get("SLURMD_NODENAME") or platform.node()
+        mine = {"node": node, "local_rank": self.local_rank, "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}
+        if self.size == 1:
+            return [mine]
+        import torch
+
+        places: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(places, mine)
+        return places
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -95,11 +136,12 @@ class World:
 
     def trainer_arguments(self) -> dict:
         """Return how Lightning's `Trainer` is to run this rank."""
-        from lightning.pytorch.plugins.environments import LightningEnvironment
+        from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
         from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
-        # without the environment Lightning would look for a cluster of its own
-        arguments = {"devices": self.size, "plugins": [LightningEnvironment()]}
+        # without the environment Lightning would look for a cluster of its own, and requeue its job itself
+        environment = TorchElasticEnvironment() if self.size > 1 else LightningEnvironment()
+        arguments = {"devices": self.local_size, "num_nodes": self.size // self.local_size, "plugins": [environment]}
         if self.is_sharded:
             return arguments | {"strategy": ModelParallelStrategy(self.size, tensor_parallel_size=1)}
         if self.size > 1:
@@ -115,41 +157,96 @@ class World:
             value = value / self.size
         return value
 
-    def any(self, flag: bool) -> bool:
-        """Return whether the flag is set on any rank: a signal reaches one rank before another."""
+    def any(self, *flags: bool) -> list[bool]:
+        """Return of each flag whether it is set on any rank: a signal reaches one rank before another."""
         if self.size == 1:
-            return flag
+            return list(flags)
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return self.mean(torch.tensor(float(flag), device=device)).item() > 0
+        return [share > 0 for share in self.mean(torch.tensor(flags, dtype=torch.float32, device=device)).tolist()]
 
 
-def launch(devices: int, threads: int) -> int:
-    """Run this very command once per device, pass signals on to every rank, and return the exit code of the run."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), SIZE_VARIABLE: str(devices)}
-    shared["OMP_NUM_THREADS"] = shared["MKL_NUM_THREADS"] = str(max(1, threads // devices))
-    ranks: list[subprocess.Popen] = []
+def _place() -> tuple[int, int, int, int, str] | None:
+    """Return rank, ranks, the same on this machine, and who started them; None where this process is no rank."""
+    environment = os.environ
+    if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= environment.keys():
+        size = environment["WORLD_SIZE"]
+        numbers = [environment["RANK"], size, environment["LOCAL_RANK"], environment.get("LOCAL_WORLD_SIZE", size)]
+        return *map(int, numbers), "the launcher or torchrun"
+    if place := slurm.place_in_step():
+        return *place, "srun"
+    return None
+
+
+def launch(nodes: int, devices: int, threads: int, out: Path) -> int:
+    """Run this very command once per rank, pass signals on to every rank, and return the exit code of the run.
+
+    A Slurm job of its own, whose training was interrupted, puts itself back into the queue.
+    """
+    by_srun = slurm.job() is not None and (nodes > 1 or slurm.own_job())
+    before = read_record(out)
+    command = [sys.executable, "-m", "openspectra.cli", *sys.argv[1:]]
+    processes: list[subprocess.Popen] = []
 
     def pass_on(number: int, frame) -> None:
-        for rank in ranks:
-            rank.send_signal(number)
+        for process in processes:
+            process.send_signal(signal.SIGUSR1 if by_srun else number)  # srun itself ends at the others
 
     for number in SIGNALS:
         signal.signal(number, pass_on)
-    for rank in range(devices):
+    if by_srun:
+        here, commands = slurm.first_node(), [[*slurm.srun(nodes, devices, max(1, threads // devices)), *command]]
+        places = [{}]
+    else:
+        here, size = "127.0.0.1", nodes * devices
+        commands = [command] * size
+        places = [dict(zip(BY_LAUNCHER, map(str, (rank, size, rank, size)), strict=True)) for rank in range(size)]
+    meeting = {"MASTER_ADDR": os.environ.get("MASTER_ADDR", here), "MASTER_PORT": str(_free_port())}
+    for each, place in zip(commands, places, strict=True):
         # a session of its own: Ctrl-C reaches the launcher alone, which passes it on once
-        ranks.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "openspectra.cli", *sys.argv[1:]],
-                env=shared | {RANK_VARIABLE: str(rank), "RANK": str(rank)},
-                start_new_session=True,
-            )
+        processes.append(subprocess.Popen(each, env=os.environ | meeting | place, start_new_session=True))
+    code = _wait(processes)
+    after = read_record(out)
+    if code and slurm.own_job() and after and after != before and after["job"] == slurm.job():
+        return _put_back(out, before, after)
+    if code not in (0, ConfigError.exit_code) and nodes > 1 and slurm.own_job() and not slurm.all_nodes_answer(nodes):
+        _say(f"{out}: a node of the job does not answer; Slurm requeues it")
+        _wait_for_slurm()
+    return code
+
+
+def _put_back(out: Path, before: dict[str, Any] | None, record: dict[str, Any]) -> int:
+    """Put this Slurm job, whose training saved its state, back into the queue, where it is Slurm's to run it again.
+
+    The record of the interruption decides, never the exit code of srun, which is that of any of its ranks.
+    """
+    if before and (before["job"], before["step"]) == (record["job"], record["step"]):
+        _say(
+            f"{out}: interrupted twice at step {record['step']}; the time limit is too short for one step, "
+            "or the signal comes too early: give more `runtime`."
         )
-    return _wait(ranks)
+        return 1
+    if slurm.requeue():
+        _say(f"{out}: interrupted at step {record['step']}, back in the queue")
+        _wait_for_slurm()
+    return INTERRUPTED
+
+
+def _wait_for_slurm() -> None:
+    """Wait until Slurm ends this job, to start it again; a job that ended by itself would be taken as failed."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(INTERRUPTED))
+    time.sleep(SECONDS_UNTIL_REQUEUED)
+
+
+def _say(line: str) -> None:
+    print(f"openspectra: {line}", file=sys.stderr, flush=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return free.getsockname()[1]
 
 
 def _wait(ranks: list[subprocess.Popen]) -> int:
