@@ -45,6 +45,7 @@ rule prefetch:  # all that may need a network: run it where there is one
     input:
         SOURCE_JOBS,
         BENCHMARKS,
+        RELEASED,
 
 
 rule corpus:

@@ -20,7 +20,7 @@ from openspectra.model_ids import ModelId
 from openspectra.reporting.calibration_sets import with_set_means
 from openspectra.reporting.plan import Plan
 
-MODEL_STAGES = ("pretrain", "quantize")
+MODEL_STAGES = ("pretrain", "release", "quantize")
 CURVE_COLUMNS = ("step", "tokens_seen")
 CURVE_TEXT = ("layer", "source")
 ACCURACY_METRICS = ("acc_norm", "acc", "exact_match")
