@@ -3,6 +3,7 @@
 import csv
 import shutil
 
+import pytest
 from conftest import snakemake
 from test_tiny_study import edit_study, planned
 
@@ -53,6 +54,7 @@ def test_a_failed_evaluation_is_a_hole_in_a_page_that_is_made_all_the_same(tiny_
     assert jobs == {"evaluate_model": 1, "render_report": 1, "track_artifacts": 1}
 
 
+@pytest.mark.slow
 def test_a_new_suite_is_computed_alone_and_a_forced_one_anew(tiny_copy):
     edit_study(
         tiny_copy, "num_resamples: 200", "    few: {tasks: [cloze], batch_size: 4, dtype: float32}\nnum_resamples: 200"
