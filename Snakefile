@@ -47,6 +47,7 @@ rule prefetch:  # all that may need a network: run it where there is one
     input:
         SOURCE_JOBS,
         BENCHMARKS,
+        RELEASED,
 
 
 rule corpus:

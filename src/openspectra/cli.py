@@ -66,7 +66,7 @@ def check(study: Annotated[Path, typer.Argument(help="Study file (YAML).")], sit
         run = loaded.pretrained.get(model_id)
         _say(f"{model_id}: {bits / 1e9:,.4g} Gbit" + (f", {run.summary}" if run else ""))
     num_models, made = len(loaded.compared_models), len(loaded.quantized)
-    quantized = num_models - len(loaded.pretrained)
+    quantized = num_models - len(loaded.pretrained) - len(loaded.imported)
     sets = f", each the mean over {made // quantized} calibration sets ({made} QuantLMs)" if made > quantized else ""
     _say(f"{study}: valid; {num_models} models, {quantized} of them quantized{sets}.")
 
@@ -317,6 +317,16 @@ def checkpoint(
         with write_artifact(out, "checkpoint", config, {"model": run}) as draft:
             draft.metrics |= publish_checkpoint(config, run, draft.folder)
         logger.info("%s: done, in %s", config.model_id, out)
+
+
+@app.command()
+def release(config: Config, out: Out, log: Log = None) -> None:
+    """Take released weights as they are; those of the hub need the network."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "0")
+    from openspectra.model.config import ReleaseConfig
+    from openspectra.model.release import import_release
+
+    _run_stage("release", ReleaseConfig, config, out, log, {}, import_release)
 
 
 @app.command()

@@ -16,6 +16,7 @@ STAGE_ORDER = (
     "tokens",
     "pretrain",
     "checkpoint",
+    "release",
     "quantize",
     "tasks",
     "contamination",

@@ -16,6 +16,7 @@ STAGE_VERSIONS = {
     "contamination": 4,
     "pretrain": 3,
     "checkpoint": 2,
+    "release": 1,
     "quantize": 3,
     "tasks": 1,
     "evaluate": 2,

@@ -26,7 +26,7 @@ from openspectra.data.config import (
 )
 from openspectra.errors import ConfigError
 from openspectra.evaluation.config import BUILT_TASKS, SNIPPET_BYTES, BenchmarksConfig
-from openspectra.model.config import LlamaShape
+from openspectra.model.config import LlamaShape, ReleaseConfig
 from openspectra.model.families import load_family
 from openspectra.model.size import bits_per_weight, counted_parameters, model_size_bits, padded_rows
 from openspectra.model_ids import QUANTLM, ModelId, rate_label
@@ -56,9 +56,31 @@ class Study(StudyFile):
             for size in self.sizes
         }
 
-    @cached_property
+    @property
     def pretrained(self) -> dict[str, PretrainConfig]:
-        """Resolved config of every pretraining run, by model id."""
+        """Resolved config of every pretraining run, by model id; none where weights are taken as released."""
+        return {} if self.released else self._recipes
+
+    @cached_property
+    def imported(self) -> dict[str, ReleaseConfig]:
+        """Resolved config of every model whose weights are taken as released, by model id."""
+        recipes = {name: run for name, run in self._recipes.items() if not ModelId.parse(name).variant}
+        return {
+            model_id: ReleaseConfig(
+                model_id=model_id,
+                family=run.family,
+                source=source,
+                shape=run.shape,
+                vocab_size=self.tokenizer.vocab_size,
+                tokens_seen=self.training.total_tokens,
+            )
+            for model_id, run in recipes.items()
+            if (source := (self.released or {}).get(run.family, {}).get(ModelId.parse(model_id).size))
+        }
+
+    @cached_property
+    def _recipes(self) -> dict[str, PretrainConfig]:
+        """Config of every pretraining run that families and sizes describe, also where none is trained."""
         configs = {}
         for (family, size), rates in self.rates.items():
             for rate, intervention in itertools.product(rates, self.families[family].interventions):
@@ -72,7 +94,8 @@ class Study(StudyFile):
         """Resolved config of every QuantLM, by model id."""
         if not self.quantization:
             return {}
-        parents = [parent for parent in map(ModelId.parse, self.pretrained) if parent.family == "floatlm"]
+        trained = [*self.pretrained, *self.imported]
+        parents = [parent for parent in map(ModelId.parse, trained) if parent.family == "floatlm"]
         ids = [
             str(ModelId(QUANTLM, parent.size, parent.variant, bits=bits, calibration=number or None))
             for parent in parents
@@ -99,7 +122,7 @@ class Study(StudyFile):
     @property
     def models(self) -> list[str]:
         """The id of every model that is made."""
-        return [*self.pretrained, *self.quantized]
+        return [*self.pretrained, *self.imported, *self.quantized]
 
     @property
     def compared_models(self) -> list[str]:
@@ -114,7 +137,14 @@ class Study(StudyFile):
     @property
     def splits(self) -> list[Split]:
         """Splits that become token shards. The test split of a corpus is read as text; that of ready tokens is made text."""
+        if not self.has_text:
+            return []
         return ["train", "valid"] if self.corpus else ["train", "valid", "test"]
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there is anything to read; released weights can be evaluated without."""
+        return bool(self.corpus or self.token_files)
 
     @property
     def source_jobs(self) -> list[tuple[str, int]]:
@@ -125,6 +155,8 @@ class Study(StudyFile):
     @property
     def num_parts(self) -> int:
         """Parts that are tokenized in parallel."""
+        if not self.has_text:
+            return 0
         return self.corpus.num_parts if self.corpus else len(self.token_files.parts)
 
     @property
@@ -141,13 +173,15 @@ class Study(StudyFile):
     @property
     def data_configs(self) -> dict[str, Config]:
         """Resolved configs of sources, corpus, tokenizer and tokens; jobs and parts of one kind share theirs."""
-        configs: dict[str, Config] = {"tokenizer": self.tokenizer}
+        configs: dict[str, Config] = {"tokenizer": self.tokenizer} if self.has_text else {}
         configs |= {f"tokens/{split}": TokensConfig(split=split) for split in self.splits}
         if self.lm_eval_tasks:
             files = {task: path for suite in self.evaluation.suites.values() for task, path in suite.files.items()}
             configs["benchmarks"] = BenchmarksConfig(tasks=self.lm_eval_tasks, files=files)
         if self.token_files:
             return configs | {"tokens/parts": TokenFilePartConfig(**self.token_files.model_dump())}
+        if not self.corpus:
+            return configs
         corpus = self.corpus
         weights = {name: source.weight for name, source in corpus.sources.items() if source.weight}
         for name, source in corpus.sources.items():
@@ -179,7 +213,7 @@ class Study(StudyFile):
         if self.corpus:
             places["sources"] = "sources"
             places |= {f"corpus/parts/{part}": "part" for part in range(self.num_parts)} | {"corpus": "corpus"}
-        places["tokenizer"] = "tokenizer"
+        places |= {"tokenizer": "tokenizer"} if self.has_text else {}
         places |= {f"tokens/parts/{part}": "token_part" for part in range(self.num_parts)}
         places |= {f"tokens/{split}": "tokens" for split in self.splits}
         if self.lm_eval_tasks:
@@ -188,7 +222,8 @@ class Study(StudyFile):
             places["tasks"] = "tasks"
         if self.checks_contamination:
             places["contamination"] = "contamination"
-        places |= dict.fromkeys(self.pretrained, "pretrain") | dict.fromkeys(self.quantized, "quantize")
+        places |= dict.fromkeys(self.pretrained, "pretrain") | dict.fromkeys(self.imported, "release")
+        places |= dict.fromkeys(self.quantized, "quantize")
         suites = self.evaluation.suites if self.evaluation else ()
         return places | {f"evaluation/{model}/{suite}": "evaluate" for model in self.models for suite in suites}
 
@@ -198,7 +233,7 @@ class Study(StudyFile):
 
     def _size_in_bits(self, model: ModelId) -> float:
         trained = model.float_parent if model.family == QUANTLM else model
-        shape = self.pretrained[str(trained)].shape
+        shape = self._recipes[str(trained)].shape
         absent = 0 if load_family(trained.family).has_block_norms else shape.num_block_norm_parameters
         counted = counted_parameters(shape.num_parameters - absent, shape, self.tokenizer.vocab_size)
         group_size = self.quantization.group_size[model.bits] if model.bits else None
@@ -254,7 +289,7 @@ def load_study(path: Path) -> Study:
     problems = [*_shape_problems(study), *_engine_problems(study)]
     if not problems:
         try:
-            _ = study.pretrained, study.quantized
+            _ = study.pretrained, study.imported, study.quantized
         except ValidationError as error:
             raise ConfigError(describe_problems(str(path), error, PretrainConfig)) from None
         except ConfigError as error:
@@ -266,7 +301,7 @@ def load_study(path: Path) -> Study:
 
 def resolved_configs(study: Study, name: str) -> dict[str, Config]:
     """Return every stage config of the study called `name`, by the path of its artifact below `results/<name>`."""
-    configs = study.data_configs | study.pretrained | study.quantized
+    configs = study.data_configs | study.pretrained | study.imported | study.quantized
     if study.evaluation:
         if study.evaluation.built_tasks:
             configs["tasks"] = study.evaluation.built_tasks

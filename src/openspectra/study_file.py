@@ -149,6 +149,8 @@ class StudyFile(Config):
     training: TrainingConfig
     families: Annotated[dict[FamilyName, FamilyConfig], Field(min_length=1)]
     sizes: Annotated[dict[SizeLabel, SizeConfig], Field(min_length=1)]
+    released: dict[FamilyName, dict[SizeLabel, Text]] | None = None
+    """Released weights in place of training: a folder below the data folder, or a repository of the hub, by family and size."""
     quantization: QuantizationConfig | None = None
     evaluation: EvaluationConfig | None = None
     """Left out in a sweep, which must not see the test split."""
@@ -157,10 +159,33 @@ class StudyFile(Config):
 
     @model_validator(mode="after")
     def _text_is_given(self):
+        if self.released and not (self.corpus or self.token_files):
+            built = self.evaluation and self.evaluation.built_tasks
+            wanting = [
+                name
+                for name, section in (("quantization", self.quantization), ("evaluation.built_tasks", built))
+                if section
+            ]
+            if wanting:
+                raise ValueError(
+                    f"`{'` and `'.join(wanting)}` need text: give `corpus` or `token_files`, or set them to null."
+                )
+            return self
         if (self.corpus is None) == (self.token_files is None):
             raise ValueError("give `corpus` (text) or `token_files` (ready tokens), and not both.")
         if self.token_files and not self.tokenizer.file:
             raise ValueError("`token_files` need `tokenizer.file`, the tokenizer that made them; name it.")
+        return self
+
+    @model_validator(mode="after")
+    def _released_models_are_known(self):
+        for family, sources in (self.released or {}).items():
+            if family not in self.families:
+                raise ValueError(f"released.{family}: add the family to `families`, or drop it here.")
+            if unknown := sorted(set(sources) - set(self.sizes)):
+                raise ValueError(
+                    f"released.{family}: {', '.join(unknown)}: no row in `sizes` ({', '.join(self.sizes)})."
+                )
         return self
 
     @model_validator(mode="after")

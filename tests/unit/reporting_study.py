@@ -179,6 +179,8 @@ class FakeStudy:
         text = {"task": "held_out_text", "filter": "none", "num_samples": self.num_documents, "stderr": "N/A"}
         scores.append(text | {"metric": "bits_per_byte", "value": loss / 2.1})
         pd.DataFrame(scores).to_csv(draft.folder / "scores.csv", index=False)
+        if tasks:
+            items_of(tasks, skill, seed=len(model_id)).to_csv(draft.folder / "items.csv", index=False)
         draft.metrics |= {f"{row['task']}/{row['metric']}": row["value"] for row in scores}
 
 
@@ -255,6 +257,19 @@ def ternary_rows(config: PretrainConfig) -> pd.DataFrame:
                     }
                 )
     return pd.DataFrame(rows)
+
+
+def items_of(tasks: tuple[str, ...], skill: float, seed: int, num_items: int = 60) -> pd.DataFrame:
+    """Return scored items, three of each document: what is hard is common to all models, a small part is the model's own."""
+    frames = []
+    for number, task in enumerate(tasks):
+        common, own = np.random.default_rng(number), np.random.default_rng([number, seed])
+        ease = 0.3 + 0.6 * skill - common.random(num_items) + 0.1 * own.standard_normal(num_items)
+        right = (ease > 0).astype(float)
+        ids = {"item_id": [f"{task}-{item:05}" for item in range(num_items)], "filter": "none"}
+        documents = [f"{item // 3:016x}" for item in range(num_items)]
+        frames.append(pd.DataFrame(ids | {"task": task, "document_id": documents, "acc": right, "acc_norm": right}))
+    return pd.concat(frames)
 
 
 def documents_of(loss: float, num_documents: int, seed: int) -> pd.DataFrame:

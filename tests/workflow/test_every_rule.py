@@ -1,14 +1,15 @@
 """Every rule that a shipped study plans, in every form of its command line, is executed on real input.
 
 What is planned comes from the studies' own dry runs, so a new rule or a new form of a command without a run fails here.
-`tiny` runs most of it; three small studies run the rest: `tokens` is the paper's on ready token files, `web` a ladder on
-text from the hub, `sweep` a study without evaluation. None of them reaches a network after `prefetch`.
+`tiny` runs most of it; four small studies run the rest: `tokens` is the paper's on ready token files, `web` a ladder on
+text from the hub, `sweep` a study without evaluation, `released` one of released weights. None of them reaches a network after `prefetch`.
 """
 
 import hashlib
 import json
 import random
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -189,6 +190,12 @@ def project(tmp_path_factory, tiny) -> Path:
         },
     }
     held_out = {"built_tasks": studies["tokens"]["evaluation"]["built_tasks"]}
+    studies["released"] = {
+        "base": "tiny",
+        "released": {"trilm": {"2L": "released"}},
+        **dict.fromkeys(("corpus", "quantization", "evaluation")),
+    }
+    shutil.copytree(tiny / "results/tiny/trilm/2L", data / "released", ignore=shutil.ignore_patterns("checkpoints"))
     studies["both"] = studies["web"] | {"evaluation": studies["web"]["evaluation"] | held_out}
     for name, content in studies.items():
         (project / f"studies/{name}.yaml").write_text(yaml.safe_dump({"title": name} | content))
@@ -207,7 +214,9 @@ def test_every_form_of_every_planned_command_is_executed(planned, project, hub_f
     alone = in_namespace("net")
     checkpoint = "results/tokens/floatlm/1L@2/manifest.json"
     searched = "results/both/contamination/manifest.json"  # for built tasks and fetched ones
+    released = "results/released/trilm/2L/manifest.json"
     runs = (("tokens", ["all", checkpoint]), ("web", ["all"]), ("both", [searched]), ("sweep", ["all"]))
+    runs += (("released", [released]),)
     for study, targets in runs:
         printed.append(snakemake(project, study, *targets, within=alone, HF_HOME=str(home)))
     assert verify_tree(project / "results")

@@ -52,7 +52,8 @@ UP_TO = {
     "corpus": manifests("source", "sources", "part", "corpus", "contamination") + (BUILT_TASKS if CORPUS else []),
     "tokens": manifests("source", "sources", "part", "corpus", "tokenizer", "token_part", "tokens"),
 }
-UP_TO["pretrain"] = UP_TO["tokens"] + manifests("pretrain")
+RELEASED = manifests("release")
+UP_TO["pretrain"] = UP_TO["tokens"] + manifests("pretrain", "release")
 UP_TO["quantize"] = UP_TO["tokens"] + QUANTIZED_FROM + manifests("quantize")
 UP_TO["evaluate"] = UP_TO["pretrain"] + manifests("quantize", "tasks", "benchmarks", "evaluate")
 UP_TO["report"] = [*manifests(*STAGE_VERSIONS), f"{REPORTS}/manifest.json"]
@@ -66,7 +67,7 @@ def with_steps(model_id: str) -> str:
     return rf"{re.escape(trained)}(@\d+)?{re.escape(model_id.removeprefix(trained))}"
 
 
-PRETRAINED = "|".join(map(re.escape, STUDY.pretrained))
+PRETRAINED = "|".join(map(re.escape, STUDY.pretrained)) or "none"
 QUANTIZED = "|".join(map(with_steps, STUDY.quantized)) or "none"
 
 
@@ -77,6 +78,7 @@ wildcard_constraints:
     part=r"\d+",
     split="|".join(STUDY.splits),
     pretrained=PRETRAINED,
+    released="|".join(map(re.escape, STUDY.imported)) or "none",
     step=r"\d+",
     quantized=QUANTIZED,
     model="|".join(map(with_steps, STUDY.models)),

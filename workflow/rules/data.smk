@@ -17,7 +17,7 @@ rule write_config:
 
 
 rule read_source:
-    """Read one job's share of a source. This rule and `fetch_benchmarks` alone may need a network."""
+    """Read one job's share of a source. This rule, `fetch_benchmarks` and `import_release` alone may need a network."""
     input:
         config=f"{RESULTS}/configs/sources/parts/{{source}}.json",
     output:

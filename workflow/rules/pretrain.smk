@@ -44,3 +44,21 @@ rule publish_checkpoint:
         "{wildcards.pretrained} at step {wildcards.step}"
     shell:
         "openspectra checkpoint --model {input.model} --step {wildcards.step} --out $(dirname {output}) --log {log}"
+
+
+rule import_release:
+    """Released weights in place of training. May need a network, as `read_source` and `fetch_benchmarks` may."""
+    input:
+        config=f"{RESULTS}/configs/{{released}}.json",
+    output:
+        f"{RESULTS}/{{released}}/manifest.json",
+    log:
+        f"{LOGS}/import_release/{{released}}.log",
+    params:
+        stage_version=STAGE_VERSIONS["release"],
+    conda:
+        ENVIRONMENT
+    message:
+        "{wildcards.released}: released weights"
+    shell:
+        "openspectra release --config {input.config} --out $(dirname {output}) --log {log}"

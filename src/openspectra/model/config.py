@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from openspectra.config import Config, PositiveInt, Rate
+from openspectra.config import Config, PositiveInt, Rate, Text
+from openspectra.model.families import FAMILY_NAMES
 
 AttentionForm = Literal["fused", "products"]
 """How attention is computed: by torch's own kernel, or as two matrix products. They differ by rounding only."""
@@ -77,3 +78,19 @@ class LlamaShape(Config):
                     f"`scales_per_matrix` must divide `{name}`; got {self.scales_per_matrix} and {getattr(self, name)}."
                 )
         return self
+
+
+class ReleaseConfig(Config):
+    """One model whose weights are taken as they were released."""
+
+    model_id: str
+    family: Literal[FAMILY_NAMES]
+    source: Text
+    """A folder below the data folder or, where there is none, the name of a repository on the hub."""
+    revision: Text | None = None
+    """Commit on the hub; none: its newest."""
+    shape: LlamaShape
+    vocab_size: PositiveInt
+    """Entries of the tokenizer: the rows that sizes in bits count."""
+    tokens_seen: PositiveInt
+    """As the authors say."""

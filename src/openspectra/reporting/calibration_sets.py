@@ -28,7 +28,7 @@ def with_set_means(
     the items, which are common to all sets, and that of the sets. A score that any set lacks has no mean.
     """
     scores = scores.assign(num_sets=1, spread=np.nan)
-    names = _names_of_sets(models)
+    names = names_of_sets(models)
     if not names:
         return models, scores, documents
     first = {name: sets[0] for name, sets in names.items()}
@@ -40,7 +40,7 @@ def with_set_means(
     )
 
 
-def _names_of_sets(models: list["Model"]) -> dict[str, list[str]]:
+def names_of_sets(models: list["Model"]) -> dict[str, list[str]]:
     """Return the ids of the sets, the first as `-c0`, by the id that stands for their mean; of several sets only."""
     sets: dict[ModelId, set[int]] = {}
     for model in models:

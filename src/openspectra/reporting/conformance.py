@@ -49,6 +49,8 @@ VARIANTS = {
 }
 SCALES = {"acc": 100, "acc_norm": 100, "exact_match": 100, "pct_stereotype": 100, "likelihood_diff_x100": 100}
 """What our value is multiplied with to be in the paper's unit; 1 elsewhere."""
+RELEASED_TEXT = "SlimPajama"
+"""What the released weights were trained on."""
 AVERAGE = "commonsense_reasoning_avg6"
 
 
@@ -146,11 +148,15 @@ def _our_model(model: Model, results: Results) -> OurModel:
         id=model.id,
         num_parameters=model.metric("num_counted_parameters") or model.metric("num_parameters") or math.nan,
         tokens_seen=trained.metric("tokens_seen") if trained else None,
-        text=results.plan.text if results.plan else None,
+        text=RELEASED_TEXT if _is_released(trained) else results.plan.text if results.plan else None,
         scores=_scores_of(model, results),
         facts={key: value for key, value in facts.items() if value is not None and math.isfinite(value)},
-        is_released=bool(model.artifact and model.artifact.manifest.stage == "release"),
+        is_released=_is_released(model),
     )
+
+
+def _is_released(model: Model | None) -> bool:
+    return bool(model and model.artifact and model.artifact.manifest.stage == "release")
 
 
 def _scores_of(model: Model, results: Results) -> dict[tuple[str, str], OurScore]:

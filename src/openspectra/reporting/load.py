@@ -20,7 +20,7 @@ from openspectra.model_ids import ModelId
 from openspectra.reporting.calibration_sets import with_set_means
 from openspectra.reporting.plan import Plan
 
-MODEL_STAGES = ("pretrain", "quantize")
+MODEL_STAGES = ("pretrain", "release", "quantize")
 CURVE_COLUMNS = ("step", "tokens_seen")
 CURVE_TEXT = ("layer", "source")
 ACCURACY_METRICS = ("acc_norm", "acc", "exact_match")
@@ -48,6 +48,11 @@ class Model:
     @property
     def config(self) -> dict[str, Any]:
         return self.artifact.manifest.config if self.artifact else {}
+
+    @property
+    def is_trained_here(self) -> bool:
+        """Whether it has a training run: neither a QuantLM nor released weights."""
+        return bool(self.artifact and self.artifact.manifest.stage == "pretrain")
 
     def metric(self, name: str) -> float | None:
         """Return a summary metric of the model's own stage, None where it has none."""
@@ -121,6 +126,11 @@ class Results:
     @property
     def has_paper_average(self) -> bool:
         return PAPER_AVERAGE.keys() <= self.main_metrics.keys()
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether weights were taken as they were released."""
+        return any(artifact.manifest.stage == "release" for artifact in self.artifacts)
 
     @property
     def is_sweep(self) -> bool:

@@ -99,6 +99,7 @@ def _render(
     return environment.get_template("report.html").render(
         config=config,
         is_sweep=results.is_sweep,
+        is_probe=results.is_probe,
         facts=sections.headline(results, losses),
         sections=shown,
         downloads=downloads,

@@ -81,7 +81,7 @@ def plan_of(study: Study, logs: Path | None = None) -> Plan:
     data = [place for place, stage in study.artifacts.items() if stage in DATA_STAGES]
     suites = study.evaluation.suites if study.evaluation else {}
     parameters: dict[str, int] = {}
-    for model_id, run in study.pretrained.items():
+    for model_id, run in (study.pretrained | study.imported).items():
         size = ModelId.parse(model_id).size
         parameters[size] = max(parameters.get(size, 0), run.shape.num_parameters)
     tasks = {name: list(suite.tasks) for name, suite in suites.items()}
@@ -89,7 +89,8 @@ def plan_of(study: Study, logs: Path | None = None) -> Plan:
 
 
 def _failures(study: Study, logs: Path) -> dict[str, list[str]]:
-    rules = dict.fromkeys(study.pretrained, "pretrain_model") | dict.fromkeys(study.quantized, "quantize_model")
+    rules = dict.fromkeys(study.pretrained, "pretrain_model") | dict.fromkeys(study.imported, "import_release")
+    rules |= dict.fromkeys(study.quantized, "quantize_model")
     paths = {model: logs / rule / f"{model}.log" for model, rule in rules.items()}
     paths |= {f"evaluation/{model}": logs / "evaluate_model" / f"{model}.log" for model in study.models}
     return {place: lines for place, path in paths.items() if (lines := failure_in(path))}
@@ -110,6 +111,8 @@ def failure_in(log: Path) -> list[str]:
 
 def _text_of(study: Study) -> str:
     """Return which of the paper's corpora a study reads, by the paths of all its sources."""
+    if not study.has_text:
+        return "other"
     if study.corpus:
         sources = [json.dumps(source.model_dump(mode="json")) for source in study.corpus.sources.values()]
     else:

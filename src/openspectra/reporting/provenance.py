@@ -111,7 +111,7 @@ def settings(results: Results) -> list[SettingsTable]:
         _settings("Training", trained, TRAINING_SETTINGS),
         _settings("Quantization (GPTQ)", quantized, QUANTIZATION_SETTINGS),
     ]
-    return [table for table in tables if table.columns]
+    return [table for table in tables if table.columns and table.rows]
 
 
 def _settings(title: str, models: list[Model], names: dict[str, str]) -> SettingsTable:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -21,6 +22,7 @@ from openspectra.reporting.drawing import (
     to_drawing,
 )
 from openspectra.reporting.formats import scaled, size_unit
+from openspectra.reporting.scaling_law import ScalingLaw
 from openspectra.reporting.tables import Gap
 
 HOLLOW = ("quantlm-8bit", "quantlm-6bit")
@@ -63,6 +65,26 @@ def gap_panels(gaps: list[Gap], sizes: list[str]) -> list[Drawing]:
         for size in sizes
         if (rows := [gap for gap in shown if gap.model.id.size == size])
     ]
+
+
+def law_panel(name: str, title: str, points: pd.DataFrame, laws: dict[str, ScalingLaw], span: tuple) -> Drawing:
+    """Return losses of families (columns kind, parameters, value) by parameters, and their laws over `span`."""
+    kinds = sorted(laws.keys() | set(points["kind"]), key=kind_rank)
+    with panel(PAIR_INCHES, legend_rows=-(-len(kinds) // LEGEND_COLUMNS)) as (figure, axes):
+        sizes = np.geomspace(*span, 100)
+        for kind in kinds:
+            rows, colour = points[points["kind"] == kind], colour_of(kind)
+            axes.plot(
+                rows["parameters"], rows["value"], color=colour, lw=0, marker=marker_of(kind),
+                ms=look_of(kind).marker_size, label=kind_label(kind),
+            )  # fmt: skip
+            if kind in laws:
+                axes.plot(sizes, laws[kind].loss(sizes), color=colour, lw=1.2)
+        axes.set(title=title, ylabel="Nats per token", xlabel="Parameters (log scale)")
+        axes.locator_params(axis="y", nbins=6)
+        log_x_axis(axes, scaled)
+        legend_below(figure, axes, LEGEND_COLUMNS)
+        return to_drawing(figure, name, f"{title}: loss against parameters, one curve per family")
 
 
 def _score_panel(score: Score, axis: str) -> Drawing:

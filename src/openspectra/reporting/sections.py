@@ -12,8 +12,10 @@ from openspectra.identity import kind_label
 from openspectra.model_ids import ModelId
 from openspectra.reporting import (
     conformance,
+    duels,
     provenance,
     scaling_figures,
+    scaling_law,
     sweep,
     tables,
     ternary,
@@ -30,6 +32,7 @@ from openspectra.reporting.formats import counted
 from openspectra.reporting.load import Results
 from openspectra.reporting.provenance import AssumptionList, LineageTable
 from openspectra.reporting.scaling_figures import Score
+from openspectra.reporting.scaling_law import MIN_SIZES
 from openspectra.reporting.section import FigureGroup, Section, View
 from openspectra.reporting.statistics import LEVEL_TEXT, DocumentLosses, main_scores, mean_accuracy
 from openspectra.reporting.tables import TRAINING_KEYS, Gap, training_of
@@ -38,6 +41,7 @@ from openspectra.training.spikes import DEVIATIONS, WINDOW
 
 MEAN = "Mean accuracy"
 PAPER_MEAN = "Mean of the paper's six"
+PAPER_SPAN = (99.74e6, 3.989e9)  # paper, table of models: smallest and largest
 
 
 def study_sections(config: ReportConfig, results: Results, losses: DocumentLosses) -> list[Section]:
@@ -49,6 +53,7 @@ def study_sections(config: ReportConfig, results: Results, losses: DocumentLosse
         models_section(config, results, losses, model_table),
         scaling_section(results, model_table),
         gaps_section(results, losses, gaps),
+        duels_section(results),
     ]
 
 
@@ -177,7 +182,37 @@ def scaling_section(results: Results, model_table: pd.DataFrame) -> Section:
             pairs=True,
         ),
     ]
-    return Section("scaling", "Scaling", "Scaling", parts=[group for group in groups if group.drawings])
+    shown: list = [group for group in groups if group.drawings]
+    notes, laws = _scaling_laws(results, losses)
+    return Section("scaling", "Scaling", "Scaling", notes=notes, parts=shown + laws)
+
+
+def _scaling_laws(results: Results, losses: pd.DataFrame) -> tuple[list[str], list]:
+    """Return the laws of the trained families as figures and a table, or the note why there are none."""
+    points = _joined(results, losses)
+    points = points[~points["kind"].str.startswith("quantlm")].sort_values("parameters")
+    by_kind = {kind: rows for kind, rows in points.groupby("kind") if rows["parameters"].nunique() >= MIN_SIZES}
+    if not by_kind:
+        counts = ", ".join(f"{kind_label(kind)} {len(rows)}" for kind, rows in points.groupby("kind"))
+        needs = f"a fit needs {MIN_SIZES} sizes, {MIN_SIZES + 1} where the largest is held out"
+        return ([f"No scaling law is fitted: {needs}; here: {counts}."] if counts else []), []
+    fits = {kind: scaling_law.fit(rows["parameters"], rows["value"]) for kind, rows in by_kind.items()}
+    span = points["parameters"].min(), points["parameters"].max()
+    inside = points[points["parameters"].between(*PAPER_SPAN)]
+    figure = FigureGroup(
+        "Scaling laws",
+        "L(N) = A / N^\u03b1 + \u03b5, fitted to the test losses here by least squares. Right: the curves that the paper "
+        "prints (eq. 1) over its sizes; its losses are those of its own validation text"
+        + (", ours stand beside them." if len(inside) else ", and none of our sizes lies there."),
+        [
+            scaling_figures.law_panel(
+                "law_ours", "Ours", points, {kind: each.law for kind, each in fits.items()}, span
+            ),
+            scaling_figures.law_panel("law_paper", "The paper's", inside, scaling_law.PAPER_LAWS, PAPER_SPAN),
+        ],
+        pairs=True,
+    )
+    return [], [figure, views.law_view(by_kind, fits)]
 
 
 def gaps_section(results: Results, losses: DocumentLosses, gaps: list[Gap]) -> Section:
@@ -196,6 +231,41 @@ def gaps_section(results: Results, losses: DocumentLosses, gaps: list[Gap]) -> S
     )
     csv = {"gaps.csv": tables.gap_table(gaps, losses)}
     return Section("gaps", "Paired differences", "Paired differences", lead, [], parts, csv)
+
+
+def duels_section(results: Results) -> Section:
+    """Return pairs of models on the same documents and items, at equal parameters and at equal bits."""
+    pairs = duels.duels(results)
+    table = duels.duel_table(results, pairs)
+    bases = {}
+    for pair in pairs:
+        bases.setdefault(pair.basis, []).append(pair)
+    shown = [
+        views.duel_view(
+            found,
+            table,
+            basis,
+            {str(m.id): duels.bits_of(m, _size_of(basis)) for p in found for m in (p.model, p.opponent)},
+        )
+        for basis, found in bases.items()
+    ]
+    return Section(
+        "duels",
+        "Duels",
+        "Duels",
+        "Each pair was scored on the same documents and items. At equal bits a model meets of every other kind the smallest "
+        "with at least as many bits; what that one has more stands below its name. Bits follow the paper's rule with the "
+        "vocabulary of this study. Intervals and p-values count the items of a document as one; p-values are corrected for "
+        f"all {len(table):,} comparisons of this section (Holm). Better and worse: corrected p below {duels.CLEAR:g}. Every "
+        "comparison stands in duels.csv.",
+        parts=shown,
+        tables={"duels.csv": table} if len(table) else {},
+    )
+
+
+def _size_of(basis: str) -> str:
+    """Return how the sizes beside a duel are counted."""
+    return duels.LINEAR_BITS if basis == duels.LINEAR_BITS else duels.TOTAL_BITS
 
 
 def training_section(results: Results, config: ReportConfig) -> Section:

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from openspectra.identity import kind_label
-from openspectra.model_ids import QUANTLM, rate_label
+from openspectra.model_ids import rate_label
 from openspectra.reporting.drawing import (
     INK,
     NOTE,
@@ -34,7 +34,7 @@ LEGEND_COLUMNS = 3
 
 def loss_curves(results: Results) -> list[Drawing]:
     """Return training and validation loss over tokens seen, one panel per size with all its families."""
-    trained = [model for model in results.study_models if model.id.family != QUANTLM and model.artifact]
+    trained = [model for model in results.study_models if model.is_trained_here]
     return [
         _loss_panel(size, models)
         for size in results.sizes

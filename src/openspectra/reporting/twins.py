@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from openspectra.errors import DamagedArtifactError
-from openspectra.model_ids import QUANTLM, ModelId
+from openspectra.model_ids import ModelId
 from openspectra.reporting.load import Model, Results, read_curve
 from openspectra.reporting.statistics import mean_intervals
 from openspectra.reporting.tables import DECIMALS
@@ -31,7 +31,7 @@ def twin_trajectories(results: Results, num_resamples: int, seed: int) -> list[T
     return [
         _trajectory(model, results.by_id.get(str(model.id.float_parent)), num_resamples, seed)
         for model in results.study_models
-        if model.artifact and model.id.family not in ("floatlm", QUANTLM)
+        if model.is_trained_here and model.id.family != "floatlm"
     ]
 
 

@@ -2,11 +2,14 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pandas as pd
 
+from openspectra.identity import kind_label
 from openspectra.model_ids import rate_label
 from openspectra.reporting.conformance import DIFFERS, MATCH, NOT_COMPARABLE
+from openspectra.reporting.duels import CLEAR, TEST_LOSS, Duel
 from openspectra.reporting.formats import (
     PLUS_MINUS,
     Cell,
@@ -22,8 +25,9 @@ from openspectra.reporting.formats import (
 )
 from openspectra.reporting.load import Model, Results
 from openspectra.reporting.provenance import SHORT_HASH
+from openspectra.reporting.scaling_law import LEVEL, MIN_SIZES, PAPER_LAWS, Estimate, Fit, predict
 from openspectra.reporting.section import Row, View
-from openspectra.reporting.statistics import LEVEL_TEXT, DocumentLosses, main_scores, mean_accuracy
+from openspectra.reporting.statistics import LEVEL_TEXT, DocumentLosses, Interval, main_scores, mean_accuracy
 from openspectra.reporting.sweep import Choice
 from openspectra.reporting.tables import Gap, missing_loss
 
@@ -71,6 +75,77 @@ def gap_view(gaps: list[Gap]) -> View:
         cells += [_both(gap, key) for key in ("tokens_per_step", "steps", "warmup_steps")]
         rows.append(_row(gap.model, cells))
     return _view(columns, rows)
+
+
+def duel_view(pairs: list[Duel], table: pd.DataFrame, basis: str, bits: dict[str, float]) -> View:
+    """Return the pairs of one basis: difference in test loss, and on how many tasks which of both is better."""
+    unit, divisor = size_unit(max(bits.values(), default=0))
+    columns = [
+        ("against", "its excess in bits"), ("Size", unit), ("Test loss", f"first minus second\n{LEVEL_TEXT} interval"),
+        ("p", "corrected"), ("Better on", "tasks"), ("Worse on", "tasks"), ("Not clear", "tasks"),
+    ]  # fmt: skip
+    rows = []
+    for pair in pairs:
+        own = table[(table["basis"] == basis) & (table["model_id"] == str(pair.model.id))]
+        own = own[own["opponent_id"] == str(pair.opponent.id)]
+        loss = own[own["measure"] == TEST_LOSS].to_dict("records")
+        tasks = own[own["measure"] != TEST_LOSS]
+        clear = tasks[tasks["p_corrected"] < CLEAR]
+        better, worse = (sorted(clear.loc[clear["difference"] * sign > 0, "measure"]) for sign in (1, -1))
+        excess = None if pair.excess is None else f"{100 * pair.excess:.1f}\u00a0% more"
+        both = f"{bits[str(pair.model.id)] / divisor:.2f} | {bits[str(pair.opponent.id)] / divisor:.2f}"
+        cells = [
+            Cell(str(pair.opponent.id), pair.excess, excess),
+            Cell(both, bits[str(pair.model.id)]),
+            *(_duel_loss_cells(loss[0]) if loss else [missing("no test document scored by both")] * 2),
+            *(Cell(str(len(names)), len(names), ", ".join(names) or None) for names in (better, worse)),
+            Cell(str(len(tasks) - len(clear)), len(tasks) - len(clear)),
+        ]
+        rows.append(_row(pair.model, cells))
+    return replace(
+        _view(columns, rows), title=f"At {basis}" if pairs and pairs[0].excess is None else f"At equal {basis}"
+    )
+
+
+def _duel_loss_cells(record: dict) -> list[Cell]:
+    interval = Interval(record["difference"], record["low"], record["high"])
+    known = given(record["low"])
+    bounds = interval_text(interval, 4, with_sign=True) if known else "no interval: fewer than two documents"
+    p_value = (
+        Cell(f"{record['p_corrected']:.2g}", record["p_corrected"]) if known else missing("fewer than two documents")
+    )
+    return [Cell(signed(record["difference"]), record["difference"], bounds), p_value]
+
+
+def law_view(points: dict[str, pd.DataFrame], fits: dict[str, Fit]) -> View:
+    """Return the constants of each family's law beside the paper's, and the largest size held out and predicted."""
+    interval = f"{LEVEL:.0%} interval"
+    columns = [
+        ("Sizes", "fitted"), ("A", interval), ("\u03b1", interval), ("\u03b5", f"nats/token\n{interval}"),
+        ("Residual", "nats/token"), ("Largest, predicted", f"from the others\n{interval}"), ("Largest, measured", ""),
+        ("The paper's", "A, \u03b1, \u03b5"),
+    ]  # fmt: skip
+    rows = []
+    for kind, each in fits.items():
+        sizes, losses = (points[kind][column].to_numpy() for column in ("parameters", "value"))
+        enough = len(sizes) > MIN_SIZES
+        held_out = predict(sizes[:-1], losses[:-1], sizes[-1]) if enough else None
+        paper = PAPER_LAWS.get(kind)
+        cells = [
+            Cell(counted(len(sizes)), len(sizes)),
+            *(_estimate_cell(value) for value in (each.amplitude, each.alpha, each.epsilon)),
+            Cell(f"{each.residual:.4f}", each.residual),
+            _estimate_cell(held_out) if held_out else missing(f"{MIN_SIZES + 1} sizes are needed to hold one out"),
+            Cell(f"{losses[-1]:.3f}", losses[-1]),
+            Cell(f"{paper.amplitude:g}, {paper.alpha:g}, {paper.epsilon:g}" if paper else NO_REASON),
+        ]
+        rows.append(Row(kind_label(kind), kind, "", cells))
+    return _view(columns, rows)
+
+
+def _estimate_cell(estimate: Estimate) -> Cell:
+    bounds = "not bounded by these sizes" if estimate.low is None else f"{estimate.low:.3g} to {estimate.high:.3g}"
+    return Cell(f"{estimate.value:.4g}", estimate.value, bounds)
 
 
 def verdicts_view(table: pd.DataFrame) -> View:
