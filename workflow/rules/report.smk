@@ -24,6 +24,7 @@ rule render_report:
 
 
 rule track_artifacts:
+    """Bring MLflow up to date. Last of all: where its server is down, everything else is finished."""
     input:
         artifacts=[*REPORTED, f"{REPORTS}/manifest.json"],
     output:
@@ -31,10 +32,14 @@ rule track_artifacts:
     log:
         f"{LOGS}/track_artifacts.log",
     params:
-        experiment=NAME,
+        study=NAME,
     conda:
         ENVIRONMENT
     message:
         "MLflow"
     shell:
-        "openspectra track --experiment {params.experiment} --out {output} --log {log} {input.artifacts}"
+        "openspectra track sync {params.study} --out {output} --log {log}"
+
+
+onstart:
+    track_live()
