@@ -23,6 +23,8 @@ USER = "openspectra"
 CURVES = ("train.csv", "valid.csv")
 MAX_FILE_BYTES = 5_000_000
 """Larger files stay where they are; their names and hashes stand in the manifest, which is logged."""
+KINDS = {"pretrain": "model", "checkpoint": "model", "quantize": "model", "evaluate": "scores", "report": "report"}
+"""What a run is about, by the stage of its artifact: all other stages make data. Searches know no `or`."""
 MAX_NOTE = 6000
 """Characters of links that a description takes; MLflow cuts a tag at 8000."""
 DIGEST_LENGTH = 36
@@ -52,6 +54,7 @@ def tags_of(artifact: Artifact, experiment_id: str, made: Made) -> dict[str, str
         HASH_TAG: artifact.sha256,
         **({RUN_HASH_TAG: run_hash(artifact)} if manifest.stage == "pretrain" else {}),
         "stage": manifest.stage,
+        "kind": KINDS.get(manifest.stage, "data"),
         "stage_version": str(manifest.stage_version),
         **model_tags(artifact),
         **{link_tag("parent", role, name): run_id for role, (name, run_id) in parents.items()},
@@ -142,6 +145,7 @@ def live_tags(identity: dict[str, Any], experiment_id: str, made: Made) -> dict[
     parents = {role: made[sha256] for role, sha256 in identity["parents"].items() if sha256 in made}
     return {
         "stage": "pretrain",
+        "kind": KINDS["pretrain"],
         "stage_version": str(identity["stage_version"]),
         **_tags_of_model(identity["config"]["model_id"]),
         **{link_tag("parent", role, name): run_id for role, (name, run_id) in parents.items()},

@@ -31,7 +31,7 @@ OpenSpectra study `{study}`: one run per artifact.
 | question | where |
 | --- | --- |
 | How do the models learn, and compare? | [loss against tokens, columns of scores]({view}) |
-| Where are the models? | [registered with their scores](#/experiments/{id}/models); filter runs by `tags.stage = 'pretrain'` or `'quantize'` |
+| Where are the models? | [registered with their scores](#/experiments/{id}/models); filter runs by `tags.kind = 'model'` |
 | TriLM against FloatLM of one size? | filter runs by `tags.size = '...' and tags.stage = 'pretrain'`; or Group by: `size`, `family` |
 | The report? | run `report`, tab Artifacts: `index.html` |
 | The corpus? | run `corpus`; every run names what it was made from and what it led to |
@@ -65,7 +65,7 @@ def _state() -> dict[str, Any]:
     ]
     bars = [_chart("BAR", metric, title, "Scores") for metric, title in BARS]
     return {
-        "searchFilter": "tags.stage IN ('pretrain', 'quantize')",
+        "searchFilter": "tags.kind = 'model'",
         "orderByKey": "tags.`size`",
         "orderByAsc": True,
         "selectedColumns": list(COLUMNS),
