@@ -401,11 +401,11 @@ def track_live(study: StudyName, uri: Uri = None, log: Log = None) -> None:
     """Show trainings in MLflow while they go on, until stdin closes; the workflow starts this by itself."""
     from threading import Event, Thread
 
-    from openspectra.tracking.study_folder import be_polite, study_folder
+    from openspectra.tracking.study_folder import study_folder
 
     ended = Event()
     with _session(log):
-        be_polite()
+        os.nice(10)  # trainings on this machine go first
         Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
         study_folder(study).watch(uri, ended)
 

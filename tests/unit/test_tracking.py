@@ -3,15 +3,19 @@
 import json
 import shutil
 import socket
+import threading
 import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from reporting_study import CHANCE, FakeStudy
-from tracking_store import EXPERIMENT, free_port
+from tracking_store import EXPERIMENT, Store, free_port
 
 from openspectra.errors import OpenSpectraError
 from openspectra.tracking.contents import metric_name
-from openspectra.tracking.store import without_userinfo
+from openspectra.tracking.store import _message, without_userinfo
 from openspectra.tracking.sync import track
 
 
@@ -120,13 +124,44 @@ def test_unreachable_database_server_is_one_line(study):
         track([study.artifacts["corpus"]], EXPERIMENT, f"postgresql://user:s3cret@127.0.0.1:{free_port()}/mlflow")
 
 
-@pytest.mark.slow
-def test_silent_server_is_given_up_within_fifteen_seconds(study):
-    with socket.create_server(("127.0.0.1", 0)) as server:
+@pytest.mark.parametrize("behaviour", ["silent", "slow", "500", "dropping"])
+def test_server_in_trouble_is_given_up_within_five_seconds(study, behaviour):
+    with troubled_server(behaviour) as port:
         started = time.monotonic()
-        with pytest.raises(OpenSpectraError, match="cannot be used"):
-            track([study.artifacts["corpus"]], EXPERIMENT, f"http://127.0.0.1:{server.getsockname()[1]}")
-        assert time.monotonic() - started < 15
+        with pytest.raises(OpenSpectraError, match="cannot be used") as caught:
+            track([study.artifacts["corpus"]], EXPERIMENT, f"http://127.0.0.1:{port}")
+        assert time.monotonic() - started < 5
+        assert "\n" not in str(caught.value)
+
+
+@contextmanager
+def troubled_server(behaviour: str):
+    """Serve on a port: no answer at all, one after ten seconds, the status 500, or a closed connection."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            if behaviour == "slow":
+                ended.wait(10)
+            if behaviour == "500":
+                self.send_error(500)
+            self.close_connection = True
+
+        def log_message(self, *arguments):
+            pass
+
+    ended = threading.Event()
+    if behaviour == "silent":
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            yield server.getsockname()[1]
+        return
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_address[1]
+    finally:
+        ended.set()
+        server.shutdown()
+        server.server_close()
 
 
 def test_file_that_is_no_database_is_one_line(study, tmp_path):
@@ -143,6 +178,74 @@ def test_default_store_lies_in_the_working_directory(study, empty_store, tmp_pat
     assert list((tmp_path / "mlartifacts" / "another").rglob("manifest.json"))
 
 
+def test_moved_and_copied_store_keeps_its_files_and_writes_nowhere_else(study, empty_store, tmp_path, monkeypatch):
+    before = tmp_path / "before 100%20 #"
+    before.mkdir()
+    shutil.copy(empty_store, before / "mlflow.db")
+    monkeypatch.chdir(before)
+    run_id = track([study.artifacts["corpus"]], EXPERIMENT)["corpus"]
+    shutil.copytree(before, tmp_path / "copy")
+    before.rename(tmp_path / "after")
+    for name in ("copy", "after"):
+        monkeypatch.chdir(tmp_path / name)
+        store = Store(tmp_path / name / "mlflow.db")
+        new = track([study.artifacts["corpus"], study.artifacts["tokenizer"]], EXPERIMENT)["tokenizer"]
+        assert "manifest.json" in store.files(run_id) & store.files(new)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["after", "copy"]
+
+
+def test_store_of_fixed_paths_is_refused_with_the_way_out(study, store):
+    store.client.create_experiment("old", artifact_location="/somewhere/mlruns/old")
+    with pytest.raises(OpenSpectraError) as caught:
+        track([study.artifacts["corpus"]], "old", store.uri)
+    assert "/somewhere/mlruns/old, which is wrong once the folder moves" in str(caught.value)
+    assert str(caught.value).endswith(f"mv {store.database} {store.database}.old")
+
+
+def test_store_of_mlflows_own_variable_is_used(study, store, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    track([study.artifacts["corpus"]], EXPERIMENT)
+    assert [run.info.run_name for run in store.runs()] == ["corpus"]
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_file_store_that_hides_ours_is_told(study, store, caplog):
+    folder = store.database.parent / "mlruns"
+    (folder / "0").mkdir(parents=True)
+    track([], EXPERIMENT, store.uri)
+    assert not caplog.records
+    (folder / "0" / "meta.yaml").touch()
+    track([], EXPERIMENT, store.uri)
+    (record,) = caplog.records
+    assert str(folder) in record.getMessage()
+    assert "shows instead of mlflow.db" in record.getMessage()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "postgresql", "mysql+pymysql", "mssql"])
+@pytest.mark.parametrize(
+    "userinfo", ["canary:pa/nary", "canary:pa@nary", "ca:nary:x", "canary:p#nary", "canary:100%nary"]
+)
+def test_secret_that_a_uri_cannot_hold_is_refused_and_not_printed(scheme, userinfo):
+    with pytest.raises(OpenSpectraError) as caught:
+        track([], EXPERIMENT, f"{scheme}://{userinfo}@127.0.0.1:1/x")
+    message = str(caught.value)
+    assert message.startswith(f"tracking store {scheme}://127.0.0.1:1/x: its user name or password holds a character")
+    assert "nary" not in message and "\n" not in message
+
+
+@pytest.mark.parametrize("scheme", ["http", "postgresql"])
+def test_secret_is_printed_in_no_form(scheme, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "canary3")
+    with pytest.raises(OpenSpectraError) as caught:
+        track([], EXPERIMENT, f"{scheme}://canary1:%2Fcanary2%40@127.0.0.1:{free_port()}/x")
+    assert "canary" not in str(caught.value)
+    for cause in ("no user canary1 here", "wrong password /canary2@", "%2Fcanary2%40", "token canary3"):
+        message = _message("postgresql://canary1:%2Fcanary2%40@host/x", ValueError(cause))
+        assert message.startswith("tracking store postgresql://host/x cannot be used (ValueError)")
+
+
 def test_metric_name_keeps_what_mlflow_takes():
     assert metric_name("cloze (held_out)", "acc,none") == "cloze _held_out_/acc_none"
     assert metric_name("../x") == "_x"
@@ -150,6 +253,7 @@ def test_metric_name_keeps_what_mlflow_takes():
 
 def test_userinfo_is_taken_out_of_every_uri():
     assert without_userinfo("at http://a:b@host/x and postgresql://c@db") == "at http://host/x and postgresql://db"
+    assert without_userinfo("http://me:pa/ss@w@host") == "http://host"
 
 
 def test_corpus_and_tokens_are_data_sets(study, store):

@@ -77,10 +77,11 @@ def trainings_of(model_folder: Path) -> list[Training]:
 
 def send(client: "MlflowClient", experiment_id: str, training: Training, known: list["Run"], made: Made) -> None:
     """Send what a training's file holds and its run does not. A run that was ended while it goes on runs again."""
-    first, *_ = read_lines(training.path)[:1] or [None]
-    if first is None:
+    with training.path.open(encoding="utf-8") as file:
+        first = file.readline()
+    if not first.endswith("\n"):
         return
-    since = str(first[0]["time"])
+    since = str(json.loads(first)["time"])
     run = next((run for run in known if _key(run) == (training.run_hash, since)), None)
     run_id = run.info.run_id if run else _create(client, experiment_id, training, since, made)
     if run and COMPLETE_TAG not in run.data.tags and run.info.status != "RUNNING" and training.is_alive():

@@ -1,5 +1,6 @@
 """MLflow's Models view: every model with its scores, registered by name, without a copy of its weights."""
 
+import json
 from typing import TYPE_CHECKING
 
 from openspectra.artifacts import Artifact
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 MODEL_STAGES = ("pretrain", "quantize")
-MODEL_TAG = "logged_model"
+MODEL_TAG, VERSIONS_TAG = "logged_model", "mlflow.modelVersions"
 SUMMARY = ("test_loss", "bits_per_byte", "mean_accuracy")
 """What the report says of each model, in the same words."""
 FINAL = "final"
@@ -53,6 +54,8 @@ def _scores_by_model(artifacts: list[Artifact]) -> tuple[dict[str, dict[str, flo
 
 def _logged_model(client: "MlflowClient", experiment_id: str, artifact: Artifact, run_id: str) -> str:
     """Return the id of the logged model of a run, made where it has none."""
+    from mlflow.entities import LoggedModelOutput
+
     known = client.get_run(run_id).data.tags.get(MODEL_TAG)
     if known:
         return known
@@ -69,6 +72,7 @@ def _logged_model(client: "MlflowClient", experiment_id: str, artifact: Artifact
         )
     )
     client.finalize_logged_model(model.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
     client.set_tag(run_id, MODEL_TAG, model.model_id)
     return model.model_id
 
@@ -86,6 +90,9 @@ def _register(client: "MlflowClient", study: str, artifact: Artifact, run_id: st
             name, f"models:/{model_id}", run_id, {HASH_TAG: artifact.sha256}, model_id=model_id
         )
     )
+    shown = json.dumps([{"name": name, "version": str(version.version)}])  # what the Models view shows of the registry
+    if client.get_logged_model(model_id).tags.get(VERSIONS_TAG) != shown:
+        client.set_logged_model_tags(model_id, {VERSIONS_TAG: shown})
     if version.version != client.get_registered_model(name).aliases.get(FINAL):
         client.set_registered_model_alias(name, FINAL, version.version)
 

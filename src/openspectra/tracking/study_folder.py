@@ -1,11 +1,9 @@
 """A study's results as tracking sees them, brought into MLflow once or for as long as somebody computes them."""
 
 import logging
-import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from openspectra.artifacts import MANIFEST, open_artifact
 from openspectra.errors import DamagedArtifactError, OpenSpectraError
@@ -45,34 +43,29 @@ class StudyFolder:
 
     def watch(self, uri: str | None, ended: threading.Event) -> None:
         """Bring MLflow up to date again and again while trainings go on, until `ended`. A store that is down is waited for."""
-        seen: Any = None
+        seen: tuple = (None, None)
         while True:
             is_last = ended.wait(SECONDS_BETWEEN_LOOKS)
-            state = self._state()
-            if state and state != seen:
-                try:
-                    self.sync(uri)
+            try:
+                state = trainings, manifests = self._state()
+                if trainings and state != seen:
+                    # all artifacts once more when one is new, else the curves alone
+                    track([], self.name, uri, self.trainings) if manifests == seen[1] else self.sync(uri)
                     seen = state
-                except DamagedArtifactError as error:  # made anew just now, or seen to by the workflow
-                    logger.info("%s", error)
-                except OpenSpectraError as error:
-                    logger.warning("%s", error)
-                    is_last = is_last or ended.wait(SECONDS_AFTER_FAILURE)
+            except (DamagedArtifactError, FileNotFoundError) as error:  # made anew just now, or seen to by the workflow
+                logger.info("%s", error)
+            except OpenSpectraError as error:
+                logger.warning("%s", error)
+                is_last = is_last or ended.wait(SECONDS_AFTER_FAILURE)
             if is_last:
                 return
 
-    def _state(self) -> Any:
-        """Return what changes whenever there is something to send; None while no training has begun."""
+    def _state(self) -> tuple[list, list]:
+        """Return what changes whenever there is something to send: of trainings that have begun, of artifacts."""
         trainings = [(each.folder, each.path.stat().st_size, each.is_alive()) for each in self.trainings]
-        manifests = [(path / MANIFEST).stat().st_mtime_ns for path in self.artifacts]
-        return (trainings, manifests) if trainings else None
+        return trainings, [(path, (path / MANIFEST).stat().st_mtime_ns) for path in self.artifacts]
 
 
 def study_folder(name: str) -> StudyFolder:
     """Return the folder of a study. Raises `ConfigError` where its file is missing or wrong."""
     return StudyFolder(name, load_study(Path("studies", f"{name}.yaml")))
-
-
-def be_polite() -> None:
-    """Let trainings on this machine go first."""
-    os.nice(10)

@@ -33,7 +33,7 @@ from openspectra.tracking.contents import (
     times_of,
 )
 from openspectra.tracking.live import Training, send
-from openspectra.tracking.models import show_models
+from openspectra.tracking.models import MODEL_STAGES, show_models
 from openspectra.tracking.runs import COMPLETE_TAG, all_runs, create_run, is_live
 from openspectra.tracking.store import ARTIFACTS, chosen_uri, files_folder, tracking_store, without_userinfo
 from openspectra.tracking.views import experiment_tags
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 SUPERSEDED_TAG = "superseded_by"
+DATA_SET_STAGES = ("corpus", "tokens")
+"""Stages whose artifacts are data sets of MLflow: of their own run, and inputs of what is made from them."""
 
 
 def track(
@@ -57,8 +59,8 @@ def track(
     """
     uri = chosen_uri(tracking_uri)
     with tracking_store(uri):
-        store = _Experiment(experiment, uri)
         ordered = in_order(artifacts)
+        store = _Experiment(experiment, uri, ordered)
         data = ordered[: next((n for n, each in enumerate(ordered) if each.manifest.stage == "pretrain"), len(ordered))]
         run_ids = {artifact_id(artifact): store.log(artifact) for artifact in data}
         store.follow(trainings)  # their runs name those of their data, and become those of their models
@@ -72,7 +74,7 @@ def track(
 class _Experiment:
     """A study's experiment in a store, and what is known of its runs."""
 
-    def __init__(self, name: str, uri: str):
+    def __init__(self, name: str, uri: str, artifacts: list[Artifact]):
         from mlflow import MlflowClient
 
         self.client = MlflowClient(tracking_uri=uri)
@@ -80,6 +82,7 @@ class _Experiment:
         self.id = _experiment_id(self.client, name, self.files is not None, uri)
         self.known = all_runs(self.client, self.id)
         self.computed: set[str] = set()
+        self.data_sets = {each.sha256: each for each in artifacts if each.manifest.stage in DATA_SET_STAGES}
         self.made: Made = {
             run.data.tags[HASH_TAG]: (run.info.run_name, run.info.run_id)
             for run in self.known
@@ -183,8 +186,11 @@ class _Experiment:
         self.client.log_batch(run_id, [], params, tags)
         self.client.log_batch(run_id, points)
         self._copy_files(run_id, artifact)
-        if artifact.manifest.stage in ("corpus", "tokens"):
-            self.client.log_inputs(run_id, datasets=[data_set_of(artifact)])
+        inputs = {artifact.sha256} if artifact.sha256 in self.data_sets else set()
+        if artifact.manifest.stage in MODEL_STAGES:
+            inputs = {parent.sha256 for parent in artifact.manifest.parents.values()} & self.data_sets.keys()
+        if inputs:
+            self.client.log_inputs(run_id, datasets=[data_set_of(self.data_sets[sha256]) for sha256 in sorted(inputs)])
         self.client.set_terminated(run_id, "FINISHED", end_time=end)
         self.client.set_tag(run_id, COMPLETE_TAG, "true")
 

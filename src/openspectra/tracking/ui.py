@@ -18,7 +18,7 @@ from openspectra.tracking.store import (
     tracking_store,
     without_userinfo,
 )
-from openspectra.tracking.views import link
+from openspectra.tracking.views import links
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def show(study: str, uri: str | None, port: int) -> None:
     uri = chosen_uri(uri)
     experiment_id = _experiment_id(study, uri)
     if sqlite_path(uri) is None:
-        _announce(link(without_userinfo(uri), experiment_id))
+        _announce(*links(without_userinfo(uri), experiment_id))
         return
     with socket.socket() as free:
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -54,7 +54,8 @@ def show(study: str, uri: str | None, port: int) -> None:
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait(server, port)
-        _announce(link(f"http://{HOST}:{port}", experiment_id))
+        _announce(*links(f"http://{HOST}:{port}", experiment_id))
+        logger.info("Ctrl-C ends it.")
         server.wait()
     except KeyboardInterrupt:
         pass
@@ -92,8 +93,7 @@ def _wait(server: subprocess.Popen, port: int) -> None:
         raise OpenSpectraError(f"MLflow's UI ended with code {code}; `mlflow server` in this folder says why.")
 
 
-def _announce(address: str) -> None:
-    print(f"Tracking: {address}", flush=True)
-    print("Ctrl-C ends it.", file=sys.stderr)
+def _announce(address: str, table: str) -> None:
+    print(f"Curves: {address}\nTable:  {table}", flush=True)
     if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or sys.platform == "darwin":
         webbrowser.open(address)

@@ -6,11 +6,12 @@ link. MLflow 3.17 reads it as JSON.
 
 import json
 from typing import Any
+from urllib.parse import quote
 
-VIEW = "openspectra"
+VIEW, MODE = "openspectra", "workflowType=machine_learning"
 COLUMNS = (
     *("tags.`stage`", "tags.`family`", "tags.`size`", "tags.`bits`"),
-    *("metrics.`test_loss`", "metrics.`bits_per_byte`", "metrics.`mean_accuracy`", "metrics.`valid_loss`"),
+    *("metrics.`test_loss`", "metrics.`bits_per_byte`", "metrics.`mean_accuracy`"),
 )
 CHARTS = (
     ("train_loss", "Training loss (nats per token) against tokens", "Learning"),
@@ -26,15 +27,11 @@ BARS = (
     ("mean_accuracy", "Mean accuracy"),
 )
 NOTE = """\
-OpenSpectra study `{study}`: one run per artifact.
+Study `{study}`: how do the models learn and compare? [curves]({curves}), [table]({table}) · the models themselves: \
+[registered]({models}) · the report: [run `report`]({report}), tab Artifacts · the corpus: [run `corpus`]({corpus})
 
-| question | where |
-| --- | --- |
-| How do the models learn, and compare? | [loss against tokens, columns of scores]({view}) |
-| Where are the models? | [registered with their scores](#/experiments/{id}/models); filter runs by `tags.kind = 'model'` |
-| TriLM against FloatLM of one size? | filter runs by `tags.size = '...' and tags.stage = 'pretrain'`; or Group by: `size`, `family` |
-| The report? | run `report`, tab Artifacts: `index.html` |
-| The corpus? | run `corpus`; every run names what it was made from and what it led to |
+One run per artifact; each names what it was made from and what it led to. TriLM against FloatLM of one size: in the table, \
+`Group by` `size` or `family`, or the filter `tags.size = '...' and tags.stage = 'pretrain'`.
 """
 
 
@@ -42,17 +39,30 @@ def experiment_tags(study: str, experiment_id: str | None) -> dict[str, str]:
     """Return the tags of a study's experiment: what kind it is, the first screen and, once it has an id, a description."""
     tags = {"mlflow.experimentKind": "custom_model_development", f"mlflow.sharedViewState.{VIEW}": json.dumps(_state())}
     if experiment_id:
-        tags["mlflow.note.content"] = NOTE.format(study=study, id=experiment_id, view=_page(experiment_id))
+        tags["mlflow.note.content"] = NOTE.format(
+            study=study,
+            curves=_page(experiment_id, "CHART"),
+            table=_page(experiment_id, "TABLE"),
+            models=f"#/experiments/{experiment_id}/models?{MODE}",
+            report=_search(experiment_id, "report"),
+            corpus=_search(experiment_id, "corpus"),
+        )
     return tags
 
 
-def link(address: str, experiment_id: str) -> str:
-    """Return the link to the first screen of an experiment on a server."""
-    return f"{address.rstrip('/')}/{_page(experiment_id)}"
+def links(address: str, experiment_id: str) -> tuple[str, str]:
+    """Return the links to the first screen of an experiment on a server: charts, and table."""
+    curves, table = (f"{address.rstrip('/')}/{_page(experiment_id, mode)}" for mode in ("CHART", "TABLE"))
+    return curves, table
 
 
-def _page(experiment_id: str) -> str:
-    return f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={VIEW}"
+def _page(experiment_id: str, mode: str) -> str:
+    return f"#/experiments/{experiment_id}/runs?{MODE}&compareRunsMode={mode}&viewStateShareKey={VIEW}"
+
+
+def _search(experiment_id: str, stage: str) -> str:
+    wanted = quote(f"tags.stage = '{stage}'")
+    return f"#/experiments/{experiment_id}/runs?{MODE}&searchFilter={wanted}"
 
 
 def _state() -> dict[str, Any]:
