@@ -126,6 +126,8 @@ def test_unreachable_database_server_is_one_line(study):
 
 @pytest.mark.parametrize("behaviour", ["silent", "slow", "500", "dropping"])
 def test_server_in_trouble_is_given_up_within_five_seconds(study, behaviour):
+    import requests  # noqa: F401  (its import is none of the server's trouble)
+
     with troubled_server(behaviour) as port:
         started = time.monotonic()
         with pytest.raises(OpenSpectraError, match="cannot be used") as caught:
@@ -178,18 +180,16 @@ def test_default_store_lies_in_the_working_directory(study, empty_store, tmp_pat
     assert list((tmp_path / "mlartifacts" / "another").rglob("manifest.json"))
 
 
-def test_moved_and_copied_store_keeps_its_files_and_writes_nowhere_else(study, empty_store, tmp_path, monkeypatch):
+def test_moved_and_copied_store_keeps_its_files_and_writes_nowhere_else(study, empty_store, tmp_path):
     before = tmp_path / "before 100%20 #"
     before.mkdir()
     shutil.copy(empty_store, before / "mlflow.db")
-    monkeypatch.chdir(before)
-    run_id = track([study.artifacts["corpus"]], EXPERIMENT)["corpus"]
+    run_id = track([study.artifacts["corpus"]], EXPERIMENT, f"sqlite:///{before}/mlflow.db")["corpus"]
     shutil.copytree(before, tmp_path / "copy")
     before.rename(tmp_path / "after")
     for name in ("copy", "after"):
-        monkeypatch.chdir(tmp_path / name)
         store = Store(tmp_path / name / "mlflow.db")
-        new = track([study.artifacts["corpus"], study.artifacts["tokenizer"]], EXPERIMENT)["tokenizer"]
+        new = track([study.artifacts["corpus"], study.artifacts["tokenizer"]], EXPERIMENT, store.uri)["tokenizer"]
         assert "manifest.json" in store.files(run_id) & store.files(new)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["after", "copy"]
 
@@ -264,3 +264,45 @@ def test_corpus_and_tokens_are_data_sets(study, store):
     (train,) = store.run("tokens/train").inputs.dataset_inputs
     assert (train.dataset.name, train.tags[0].value) == ("tokens/train", "train")
     assert json.loads(train.dataset.profile)["num_tokens"] == 3_000_000
+
+
+def test_server_that_gives_the_id_of_another_run_is_refused(study, store, monkeypatch):
+    from mlflow import MlflowClient
+
+    run_ids = track([study.artifacts["corpus"]], EXPERIMENT, store.uri)
+    points = store.num_points()
+    other = store.client.get_run(run_ids["corpus"])
+    monkeypatch.setattr(MlflowClient, "create_run", lambda *arguments, **named: other)
+    with pytest.raises(OpenSpectraError, match="creation of run tokenizer with the id of another run"):
+        track([study.artifacts["tokenizer"]], EXPERIMENT, store.uri)
+    assert store.num_points() == points
+    assert store.client.get_run(run_ids["corpus"]).data.tags == other.data.tags
+
+
+def test_parents_and_children_are_linked_both_ways(study, store):
+    run_ids = track(list(study.artifacts.values()), EXPERIMENT, store.uri)
+    model, evaluation = store.run("trilm/0.4M"), store.run("trilm/0.4M/held_out")
+    assert model.data.tags["child.trilm/0.4M/held_out"] == evaluation.info.run_id
+    assert evaluation.data.tags["parent.model"] == model.info.run_id
+    note = model.data.tags["mlflow.note.content"]
+    for name in ("tokens/train", "evaluation/trilm/0.4M/held_out"):
+        assert f"/runs/{run_ids[name]})" in note
+
+
+def test_models_view_holds_every_model_with_its_scores(study, store):
+    run_ids = track(list(study.artifacts.values()), EXPERIMENT, store.uri)
+    track(list(study.artifacts.values()), EXPERIMENT, store.uri)
+    experiment = store.client.get_experiment_by_name(EXPERIMENT)
+    models = {model.name: model for model in store.client.search_logged_models([experiment.experiment_id])}
+    assert sorted(models) == ["floatlm-0_4M", "quantlm-0_4M-4bit", "trilm-0_4M"]
+    scores = {
+        row["task"]: float(row["value"]) for row in study.artifacts["evaluation/trilm/0.4M/held_out"].rows("scores.csv")
+    }
+    logged = {metric.key: metric.value for metric in models["trilm-0_4M"].metrics}
+    run = store.client.get_run(run_ids["trilm/0.4M"])
+    assert logged["held_out/held_out_text/bits_per_byte"] == scores["held_out_text"]
+    assert run.data.metrics["held_out/held_out_text/bits_per_byte"] == scores["held_out_text"]
+    assert [output.model_id for output in run.outputs.model_outputs] == [models["trilm-0_4M"].model_id]
+    registered = store.client.get_model_version_by_alias(f"openspectra-{EXPERIMENT}-trilm-0.4M", "final")
+    assert registered.run_id == run.info.run_id
+    assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == {"tokens/train", "tokens/valid"}
