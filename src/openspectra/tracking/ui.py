@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -38,18 +39,11 @@ def show(study: str, uri: str | None, port: int) -> None:
             free.bind((HOST, port))
         except OSError:
             raise OpenSpectraError(f"--port {port} is in use; name another: --port {port + 1}") from None
-    command = [
-        str(Path(sys.executable).parent / "mlflow"),
-        "server",
-        "--host",
-        HOST,
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
+    program = str(Path(sys.executable).parent / "mlflow")
+    command = [program, "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--allowed-hosts", f"{HOST}:{port},localhost:{port}"]
     command += ["--backend-store-uri", uri, "--artifacts-destination", os.path.relpath(files_folder(uri))]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with environment(QUIET):
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
