@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 from openspectra.assumptions import study_files
@@ -121,6 +122,7 @@ def track_live() -> None:
     """
     global TRACKER  # its stdin closes when this process ends, however it does
     if any(job.rule.name == "pretrain_model" for job in workflow.dag.needrun_jobs()):
-        command = ["openspectra", "track", "live", NAME, "--log", f"{LOGS}/track_live.log"]
+        # of the Python that runs this: with environments per rule no other need have the library
+        command = [sys.executable, "-m", "openspectra.cli", "track", "live", NAME, "--log", f"{LOGS}/track_live.log"]
         silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         TRACKER = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, **silent)
