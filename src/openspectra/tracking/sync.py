@@ -48,14 +48,17 @@ DATA_SET_STAGES = ("corpus", "tokens")
 
 
 def track(
-    artifacts: list[Artifact], experiment: str, tracking_uri: str | None = None, trainings: Sequence[Training] = ()
+    artifacts: list[Artifact],
+    experiment: str,
+    tracking_uri: str | None = None,
+    trainings: Sequence[Training] | None = None,
 ) -> dict[str, str]:
     """Log every artifact that `experiment` does not hold yet, and return the run id of each by artifact id.
 
     A second call adds nothing. An artifact whose manifest changed gets a new run, and its older runs a tag
-    `superseded_by`. `trainings` are those that go on or stopped: their curves are brought up to date, and a run of one
-    that nobody computes any more is ended. Raises `OpenSpectraError` where the tracking store cannot be used; nothing
-    else is changed then.
+    `superseded_by`. `trainings` are all of the study, where they are known: their curves are brought up to date, and
+    the run of one that nobody computes any more is ended. Raises `OpenSpectraError` where the tracking store cannot be
+    used; nothing else is changed then.
     """
     uri = chosen_uri(tracking_uri)
     with tracking_store(uri):
@@ -63,10 +66,12 @@ def track(
         store = _Experiment(experiment, uri, ordered)
         data = ordered[: next((n for n, each in enumerate(ordered) if each.manifest.stage == "pretrain"), len(ordered))]
         run_ids = {artifact_id(artifact): store.log(artifact) for artifact in data}
-        store.follow(trainings)  # their runs name those of their data, and become those of their models
+        store.follow(trainings or [])  # their runs name those of their data, and become those of their models
         run_ids |= {artifact_id(artifact): store.log(artifact) for artifact in ordered[len(data) :]}
-        store.end_the_dead()
-        store.link(ordered)
+        if trainings is not None:
+            store.end_the_dead()
+        if ordered:
+            store.link(ordered)
         show_models(store.client, store.id, experiment, ordered, run_ids)
         return run_ids
 
