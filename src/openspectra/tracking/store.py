@@ -157,7 +157,12 @@ def _check_server(uri: str) -> None:
     import requests  # heavy
 
     address = f"{without_userinfo(uri).rstrip('/')}/health"
-    answer = requests.get(address, timeout=CONNECT_SECONDS, stream=True)  # errors of requests are OSErrors
+    try:
+        answer = requests.get(address, timeout=CONNECT_SECONDS, stream=True)  # errors of requests are OSErrors
+    except requests.Timeout:
+        raise OSError(f"no answer within {CONNECT_SECONDS} s") from None
+    except requests.ConnectionError:
+        raise OSError("no connection, or one that was cut off") from None
     answer.close()
     if answer.status_code >= 500:
         raise OSError(f"it answers {answer.status_code} {answer.reason}")
