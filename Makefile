@@ -2,10 +2,13 @@
 #   PYTHON       interpreter of the virtual environment, 3.11 or 3.12 (default: python3)
 #   TORCH_INDEX  package index for torch alone, such as PyTorch's own index of CPU wheels (default: pip's)
 #   PYTEST_ARGS  more arguments for pytest
+#   STUDY, PORT  of `make ui` (default: demo, 5000)
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
 PYTHON ?= python3
+STUDY ?= demo
+PORT ?= 5000
 BASE_PYTHON := $(shell command -v $(PYTHON))
 # pip 26 reads the lock in a third of the time that the pip of Python 3.11 needs (25 s against 70 s on 2 cores).
 PIP := pip==26.3
@@ -22,7 +25,7 @@ unexport PYTHONPATH
 demo rates readme test test-slow test-gpu lint: export HF_HUB_OFFLINE := 1
 demo rates readme test test-slow test-gpu lint: export HF_DATASETS_OFFLINE := 1
 
-.PHONY: help env demo rates readme test test-slow test-gpu lint clean
+.PHONY: help env demo ui rates readme test test-slow test-gpu lint clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -52,7 +55,10 @@ demo: env  ## run the demo study; its report opens in any browser
 	@snakemake --cores all --quiet host rules --config study=demo
 	@echo
 	@echo "Report:    $(CURDIR)/reports/demo/index.html"
-	@echo "Tracking:  .venv/bin/mlflow ui    (in $(CURDIR))"
+	@echo "Tracking:  make ui    (in $(CURDIR))"
+
+ui: env  ## MLflow's UI of a study, on this machine: make ui STUDY=demo PORT=5000
+	@openspectra track ui $(STUDY) --port $(PORT)
 
 rates: env  ## sweep the demo's peak rates and record the table that the demo reads
 	@snakemake --cores all --quiet host rules --config study=demo-rates report

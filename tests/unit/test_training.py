@@ -20,9 +20,12 @@ from openspectra.model.llama import Llama
 from openspectra.training.batches import StepData
 from openspectra.training.checkpoint import KEPT, CheckpointFolder
 from openspectra.training.config import PretrainConfig
+from openspectra.training.curves import Curves
 from openspectra.training.instruments import BIN_COLUMNS, Instruments
 from openspectra.training.interruption import Interruption
 from openspectra.training.loss_scaler import HYSTERESIS, WINDOW, LossScaler
+from openspectra.training.matrices import means_by_step
+from openspectra.training.metrics_file import METRICS_FILE, read_lines
 from openspectra.training.module import Checkpointing, Pretraining
 from openspectra.training.pretrain import _train, build_trainer
 from openspectra.training.recipe import learning_rate
@@ -248,6 +251,28 @@ def test_listeners_hear_every_row_and_change_nothing(tmp_path):
     for name, rows in quiet.records.tables.items():  # measured before the first step, when nobody listened yet
         assert [row for table, row in heard if table == name] == [row for row in rows if row["step"]], name
     assert {table for table, _ in heard} == {"train", "valid", "valid_sources", "ternary", "checkpoints"}
+
+
+def test_curves_hold_every_point_once_after_a_kill_and_change_nothing(tmp_path):
+    path = tmp_path / METRICS_FILE
+
+    def killed(module):
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        train(config(), tmp_path / "a", Curves(path), At(9, killed))  # the state is of step 5
+    with path.open("a") as file:
+        file.write('{"time": 1, "st')  # a line that the kill cut off
+    shown, quiet = train(config(), tmp_path / "a", Curves(path)), train(config(), tmp_path / "b")
+    assert shown.records.tables == quiet.records.tables
+    assert all(torch.equal(a, b) for a, b in zip(weights(shown).values(), weights(quiet).values(), strict=True))
+    lines = [line for line, _ in read_lines(path)]
+    points = [(line["step"], name, value) for line in lines for name, value in line["metrics"].items()]
+    tables = quiet.records.tables
+    rows = [*tables["train"], *tables["valid"], *means_by_step(tables["ternary"])]
+    expected = {(row["step"], name, value) for row in rows for name, value in row.items() if value is not None}
+    assert sorted(points) == sorted(point for point in expected if point[1] != "step")
+    assert [line["step"] for line in lines if not line["metrics"]] == [0, 5]  # the two starts
 
 
 def test_kept_weights_are_log_spaced_then_regular(tmp_path):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -220,11 +221,10 @@ def test_full_disk_under_the_table_of_runs_leaves_no_half_of_it(tiny, tmp_path):
     if not in_namespace("mount"):
         pytest.skip("needs `unshare` and the right to mount")
     (tmp_path / "full").mkdir()
+    (tmp_path / "studies").symlink_to(tiny / "studies")
+    shutil.copytree(tiny / "results/tiny/tokenizer", tmp_path / "results/tiny/tokenizer")
     fill = "mount -t tmpfs -o size=4k tmpfs full && head -c 4096 /dev/zero > full/file"
-    command = (
-        f"openspectra track --experiment x --uri sqlite:///{tmp_path}/mlflow.db --out full/tracking.json "
-        f"{tiny}/results/tiny/tokenizer"
-    )
+    command = "openspectra track sync tiny --out full/tracking.json"
     finished = run(
         *in_namespace("mount"), "sh", "-c", f"{fill} && {command}; code=$?; ls -A full; exit $code", cwd=tmp_path
     )

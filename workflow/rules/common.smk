@@ -1,6 +1,8 @@
 """The study, checked before any job is planned, and the helpers that rules share."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from openspectra.assumptions import study_files
@@ -115,3 +117,16 @@ def describe_quantization(wildcards) -> str:
     run = STUDY.quantize_config(wildcards.quantized)
     group = f"group {run.group_size}" if run.group_size > 0 else "one scale per output"
     return f"GPTQ to {run.bits} bits, {group}, {run.num_calibration_samples} x {run.calibration_sequence_length} tokens"
+
+
+def track_live() -> None:
+    """Start what shows trainings in MLflow while they go on, if any is planned. It ends with this process, and waits for no job.
+
+    It reads the files that trainings write: no job knows of it or waits for it.
+    """
+    global TRACKER  # its stdin closes when this process ends, however it does
+    if any(job.rule.name == "pretrain_model" for job in workflow.dag.needrun_jobs()):
+        # of the Python that runs this: with environments per rule no other need have the library
+        command = [sys.executable, "-m", "openspectra.cli", "track", "live", NAME, "--log", f"{LOGS}/track_live.log"]
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        TRACKER = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, **silent)

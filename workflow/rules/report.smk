@@ -43,6 +43,7 @@ rule render_report:
 
 
 rule track_artifacts:
+    """Bring MLflow up to date. Last of all: where its server is down, everything else is finished."""
     input:
         artifacts=[*REPORTED, f"{REPORTS}/manifest.json"],
     output:
@@ -50,7 +51,7 @@ rule track_artifacts:
     log:
         f"{LOGS}/track_artifacts.log",
     params:
-        experiment=NAME,
+        study=NAME,
     resources:
         **resources_of("track_artifacts"),
     conda:
@@ -58,4 +59,8 @@ rule track_artifacts:
     message:
         "MLflow"
     shell:
-        "openspectra track --experiment {params.experiment} --out {output} --log {log} {input.artifacts}"
+        "openspectra track sync {params.study} --out {output} --log {log}"
+
+
+onstart:
+    track_live()

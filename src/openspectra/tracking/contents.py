@@ -7,21 +7,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openspectra.artifacts import MANIFEST, Artifact
+from openspectra.artifacts import MANIFEST, Artifact, config_hash
 from openspectra.identity import artifact_id, evaluated_model, nominal_bits, run_facts_of, suite_name
 from openspectra.model_ids import ModelId
 from openspectra.training.matrices import means_by_step
+from openspectra.training.trajectory import run_identity
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, Metric
 
-HASH_TAG = "manifest_sha256"
+HASH_TAG, RUN_HASH_TAG = "manifest_sha256", "run_hash"
+NOTE_TAG = "mlflow.note.content"
 USER = "openspectra"
 """Stands as the creator of every run: who pressed the key is no fact of an artifact."""
 CURVES = ("train.csv", "valid.csv")
 MAX_FILE_BYTES = 5_000_000
 """Larger files stay where they are; their names and hashes stand in the manifest, which is logged."""
-MAX_LINKS = 8
+KINDS = {"pretrain": "model", "checkpoint": "model", "quantize": "model", "evaluate": "scores", "report": "report"}
+"""What a run is about, by the stage of its artifact: all other stages make data. Searches know no `or`."""
+MAX_NOTE = 6000
+"""Characters of links that a description takes; MLflow cuts a tag at 8000."""
 DIGEST_LENGTH = 36
 """The longest digest of a data set that MLflow takes."""
 DATA_SET_PROFILE = ("counts", "documents", "bytes", "num_tokens", "num_documents", "dtype", "tokenizer_sha256")
@@ -47,11 +52,13 @@ def tags_of(artifact: Artifact, experiment_id: str, made: Made) -> dict[str, str
     parents = {role: made[parent.sha256] for role, parent in manifest.parents.items() if parent.sha256 in made}
     tags = {
         HASH_TAG: artifact.sha256,
+        **({RUN_HASH_TAG: run_hash(artifact)} if manifest.stage == "pretrain" else {}),
         "stage": manifest.stage,
+        "kind": KINDS.get(manifest.stage, "data"),
         "stage_version": str(manifest.stage_version),
-        **_model_tags(artifact),
-        **{_parent_tag(role, name): run_id for role, (name, run_id) in parents.items()},
-        "mlflow.note.content": _description(artifact, experiment_id, parents),
+        **model_tags(artifact),
+        **{link_tag("parent", role, name): run_id for role, (name, run_id) in parents.items()},
+        NOTE_TAG: note(manifest.stage, experiment_id, list(parents.values()), []),
         "mlflow.source.name": manifest.stage,
         "mlflow.source.type": "LOCAL",
         "mlflow.user": USER,
@@ -77,7 +84,7 @@ def metrics_of(artifact: Artifact, times: tuple[int, int]) -> list["Metric"]:
     moments = {step: start + (end - start) * step // last if last else end for _, step in curves}
     return [
         Metric(name, value, moments.get(step, end) if (name, step) in curves else end, step)
-        for (name, step), value in {**summary, **_scores(artifact), **curves}.items()
+        for (name, step), value in {**summary, **scores_of(artifact), **curves}.items()
     ]
 
 
@@ -92,14 +99,14 @@ def flat_params(config: dict[str, Any], *path: str) -> dict[str, str]:
     return flat
 
 
-def small_files(artifact: Artifact) -> Iterator[Path]:
-    """Yield manifest, run facts, tables and pages that are worth a copy; never weights."""
-    yield artifact.folder / MANIFEST
+def small_files(artifact: Artifact) -> Iterator[tuple[Path, str | None]]:
+    """Yield manifest, run facts, tables and pages that are worth a copy, each with its folder; never weights."""
+    yield artifact.folder / MANIFEST, None
     if (artifact.folder / "run.json").is_file():
-        yield artifact.folder / "run.json"
+        yield artifact.folder / "run.json", None
     for record in artifact.manifest.files:
-        if record.path.endswith((".csv", ".html", "data_card.json")) and record.bytes <= MAX_FILE_BYTES:
-            yield artifact.file(record.path)
+        if record.path.endswith((".csv", ".html", ".svg", "data_card.json")) and record.bytes <= MAX_FILE_BYTES:
+            yield artifact.file(record.path), record.path.rpartition("/")[0] or None
 
 
 def data_set_of(artifact: Artifact) -> "DatasetInput":
@@ -126,31 +133,57 @@ def times_of(artifact: Artifact) -> tuple[int, int]:
     return int(1000 * start), int(1000 * (start + (duration or 0)))
 
 
-def _model_tags(artifact: Artifact) -> dict[str, str]:
+def model_tags(artifact: Artifact) -> dict[str, str]:
     """Return model_id, family, size, bits and variant of an artifact that is, or scores, a model."""
     evaluation = artifact.manifest.stage == "evaluate"
     name = evaluated_model(artifact) if evaluation else artifact.manifest.config.get("model_id")
-    if name is None:
-        return {}
+    return _tags_of_model(name) | ({"suite": suite_name(artifact)} if evaluation else {}) if name else {}
+
+
+def live_tags(identity: dict[str, Any], experiment_id: str, made: Made) -> dict[str, str]:
+    """Return the tags of a run whose artifact does not stand yet, from the identity of its training."""
+    parents = {role: made[sha256] for role, sha256 in identity["parents"].items() if sha256 in made}
+    return {
+        "stage": "pretrain",
+        "kind": KINDS["pretrain"],
+        "stage_version": str(identity["stage_version"]),
+        **_tags_of_model(identity["config"]["model_id"]),
+        **{link_tag("parent", role, name): run_id for role, (name, run_id) in parents.items()},
+        NOTE_TAG: note("pretrain", experiment_id, list(parents.values()), []),
+        "mlflow.source.name": "pretrain",
+        "mlflow.source.type": "LOCAL",
+    }
+
+
+def _tags_of_model(name: str) -> dict[str, str]:
     model_id = ModelId.parse(name)
     bits = nominal_bits(model_id)
     tags = {"model_id": name, "family": model_id.family, "size": model_id.size}
     tags |= {"bits": f"{bits:g}"} if bits else {}
-    tags |= {"variant": model_id.variant} if model_id.variant else {}
-    return tags | ({"suite": suite_name(artifact)} if evaluation else {})
+    return tags | ({"variant": model_id.variant} if model_id.variant else {})
 
 
-def _parent_tag(role: str, name: str) -> str:
-    """Return the tag of a parent: its role, or its name where the role is a path, as a report's are."""
-    return f"parent.{role}" if role.isidentifier() else f"parent.{metric_name(*name.split('/'))}"
+def run_hash(artifact: Artifact) -> str:
+    """Return the hash that a training run had before its artifact stood: the name of its folder of checkpoints."""
+    manifest = artifact.manifest
+    parents = {role: parent.sha256 for role, parent in manifest.parents.items()}
+    return config_hash(run_identity(manifest.config, parents, manifest.stage_version))
 
 
-def _description(artifact: Artifact, experiment_id: str, parents: Made) -> str:
-    """Return a line of Markdown with a link to the run of each parent; of many parents only the tags lead there."""
-    if len(parents) > MAX_LINKS:
-        return f"Stage {artifact.manifest.stage}, made from {len(parents)} artifacts: see the tags `parent.*`."
-    links = [f"[{name}](#/experiments/{experiment_id}/runs/{run_id})" for name, run_id in parents.values()]
-    return f"Stage {artifact.manifest.stage}" + (f", made from {', '.join(links)}." if links else ".")
+def link_tag(kind: str, role: str, name: str) -> str:
+    """Return the tag of a parent or child: its role, or its name where the role is a path, as a report's are."""
+    return f"{kind}.{role}" if role.isidentifier() else f"{kind}.{metric_name(*name.split('/'))}"
+
+
+def note(stage: str, experiment_id: str, parents: list[tuple[str, str]], children: list[tuple[str, str]]) -> str:
+    """Return the description of a run in Markdown, with links to the runs that it was made from and that it led to."""
+    lines = [f"Stage {stage}."]
+    for title, runs in (("Made from", parents), ("Led to", children)):
+        links = [f"[{name}](#/experiments/{experiment_id}/runs/{run_id})" for name, run_id in runs]
+        shown = links[: max(1, MAX_NOTE // 2 // max(map(len, links), default=1))]
+        more = f" and {len(links) - len(shown)} more: see the tags." if len(links) > len(shown) else "."
+        lines += [f"{title} {', '.join(shown)}{more}"] if links else []
+    return "\n\n".join(lines)
 
 
 def curves_of(artifact: Artifact) -> Numbers:
@@ -167,7 +200,7 @@ def curves_of(artifact: Artifact) -> Numbers:
     }
 
 
-def _scores(artifact: Artifact) -> Numbers:
+def scores_of(artifact: Artifact) -> Numbers:
     """Return value and standard error of every evaluation score: `cloze/acc`, `cloze/acc_stderr`."""
     numbers = {}
     for row in artifact.rows("scores.csv"):
@@ -179,6 +212,11 @@ def _scores(artifact: Artifact) -> Numbers:
             if value is not None:
                 numbers[metric_name(row["task"], row["metric"] + suffix, *filtered), 0] = value
     return numbers
+
+
+def finite(values: dict[str, Any]) -> dict[str, float]:
+    """Return those of some values that are finite numbers, or texts of such."""
+    return {name: number for name, value in values.items() if (number := _number(value)) is not None}
 
 
 def _flat_metrics(metrics: dict[str, Any], *path: str) -> dict[str, float]:

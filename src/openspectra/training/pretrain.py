@@ -21,9 +21,11 @@ from openspectra.model.llama import Llama
 from openspectra.training.batches import StepData
 from openspectra.training.checkpoint import CheckpointFolder
 from openspectra.training.config import PretrainConfig
+from openspectra.training.curves import Curves
 from openspectra.training.interruption import Interruption, remove_record, write_record
 from openspectra.training.loss_scaler import LossScaler
 from openspectra.training.matrices import means_by_step
+from openspectra.training.metrics_file import METRICS_FILE
 from openspectra.training.module import Checkpointing, Pretraining
 from openspectra.training.progress import Progress
 from openspectra.training.records import TABLES
@@ -115,7 +117,8 @@ def _train(
     (stop,) = world.any(interruption.requested)
     if not stop:
         data = StepData(config, Tokens(parents["tokens_train"]), module.step, world)
-        trainer = build_trainer(config, module.step, world, [checkpointing, progress])
+        curves = Curves(checkpoints.folder / METRICS_FILE if world.rank == 0 else None)
+        trainer = build_trainer(config, module.step, world, [checkpointing, progress, curves])
         trainer.fit(module, DataLoader(data, batch_size=None))
     if module.step == config.max_steps:
         return module, checkpointing.llama
