@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -246,6 +247,22 @@ def test_what_another_machine_may_still_write_stays_locked(tiny_copy, workflow, 
     assert f"may still write here: {who}" in refused.stdout
     assert "if all have ended: `snakemake --unlock`, then the same command" in refused.stdout
     assert (locks / "0.output.lock").exists()
+
+
+@pytest.mark.slow
+def test_a_tracking_server_that_is_down_keeps_nothing_else_from_being_made(tiny, tmp_path):
+    """As docs/tracking.md says: all else is finished and the same, one line tells it, the exit code is 1; the same command goes on."""
+    project = copy_project(tmp_path / "project")
+    command = ("snakemake", "--config", "study=tiny", *LAYOUT, "--cores", "2")
+    finished = run(*command, cwd=project, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert finished.returncode == 1
+    assert hashes(project) == hashes(tiny)
+    assert re.findall(r"^Error in rule (\w+)", finished.stdout, re.MULTILINE) == ["track_artifacts"]
+    told = [line for line in finished.stdout.splitlines() if line.startswith("openspectra: ")]
+    assert len(told) == 1 and "http://127.0.0.1:9" in told[0], told
+    again = snakemake(project)
+    assert again.returncode == 0, again.stdout[-3000:]
+    assert planned(again.stdout) == {"track_artifacts": 1}
 
 
 def disturbed(project: Path, kills: int, rng: random.Random, longest: float) -> str:
