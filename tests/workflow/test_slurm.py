@@ -264,12 +264,12 @@ def test_a_job_that_runs_out_of_memory_is_tried_again_with_more(lab, long_traini
 
 @every_one
 def test_five_time_limits_on_two_nodes_with_two_ranks_each(lab, long_training, undisturbed):
-    steps, layout = 1000, ("pretrain_model:nodes=2", "pretrain_model:devices=2", "pretrain_model:micro_batch=1")
+    steps, layout = 6000, ("pretrain_model:nodes=2", "pretrain_model:devices=2", "pretrain_model:micro_batch=1")
     project = long_training(steps)
-    more = ("pretrain_model:runtime=3", "pretrain_model:slurm_extra='--open-mode=append --signal=USR1@50'")
+    more = ("pretrain_model:runtime=4", "pretrain_model:slurm_extra='--open-mode=append --signal=USR1@50'")
     command = (f"{TRILM}/manifest.json", *STUDY, *layout, *more)
     before = set(jobs_seen(lab))
-    assert finish(workflow(lab, project, *command), project, 2400) == 0, output(project)
+    assert finish(workflow(lab, project, *command), project, 7200) == 0, output(project)
     (job,) = set(jobs_seen(lab)) - before
     log = (project / "logs/tiny/pretrain_model/trilm/2L.log").read_text()
     print([line for line in log.splitlines() if "continues from" in line])
