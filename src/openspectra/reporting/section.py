@@ -33,6 +33,8 @@ class View:
     """Stands above it, where a section has several."""
     is_folded: bool = False
     """Whether the reader must open it: for what is too long to scroll past."""
+    ends_in_words: bool = False
+    """Whether the last column holds sentences, which may take several lines."""
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ def verdicts_view(table: pd.DataFrame) -> View:
         why = ", ".join(f"{key.partition(':')[0]} {count}" for key, count in Counter(filter(None, keys)).most_common(8))
         cells = [*(Cell(counted(number), number) for number in numbers), Cell(why or NO_REASON)]
         rows.append(Row(task, "", "", cells))
-    return View(columns, rows)
+    return View(columns, rows, ends_in_words=True)
 
 
 def conformance_view(table: pd.DataFrame) -> View:
@@ -185,7 +185,7 @@ def conformance_view(table: pd.DataFrame) -> View:
             Cell(reason, None, record["note"] or None),
         ]
         rows.append(Row(record["paper_model"], "", record["paper_model"], cells))
-    return View(columns, rows, title="Every number", is_folded=True)
+    return View(columns, rows, title="Every number", is_folded=True, ends_in_words=True)
 
 
 def sweep_view(chosen: list[Choice]) -> View:
