@@ -371,6 +371,7 @@ def run_facts(started: float) -> dict[str, Any]:
         "python": platform.python_version(),
         "commit": commit.stdout.strip() or None,
         "command": Path(sys.argv[0]).name,
+        "threads": os.environ.get("OMP_NUM_THREADS"),  # of this process; equal threads give equal bits
         "packages": {name: metadata.version(name) for name in RECORDED_PACKAGES if _is_installed(name)},
     }
 
