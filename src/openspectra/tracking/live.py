@@ -92,14 +92,14 @@ def send(client: "MlflowClient", experiment_id: str, training: Training, known: 
 
 
 def _create(client: "MlflowClient", experiment_id: str, training: Training, since: str, made: Made) -> str:
-    from mlflow.entities import Param
+    from mlflow.entities import Param, RunTag
 
     config = training.identity["config"]
     key = {RUN_HASH_TAG: training.run_hash, SINCE_TAG: since, "mlflow.user": USER}
     run_id = create_run(client, experiment_id, config["model_id"], int(since), key)
-    for name, value in live_tags(training.identity, experiment_id, made).items():
-        client.set_tag(run_id, name, value)
-    client.log_batch(run_id, params=[Param(name, value) for name, value in flat_params(config).items()])
+    params = [Param(name, value) for name, value in flat_params(config).items()]
+    tags = [RunTag(name, value) for name, value in live_tags(training.identity, experiment_id, made).items()]
+    client.log_batch(run_id, params=params, tags=tags)
     return run_id
 
 

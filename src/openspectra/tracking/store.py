@@ -41,10 +41,10 @@ def chosen_uri(uri: str | None) -> str:
 @contextmanager
 def tracking_store(uri: str) -> Iterator[None]:
     """Make a tracking store ready and hold it for one sync. Raises `OpenSpectraError` of one line where it cannot be used."""
+    _check_userinfo(uri)
+    _check_host(uri)
     # models are looked up in the store that the variable names, whatever a client was given
     with environment(QUIET | {"MLFLOW_TRACKING_URI": uri}), _lock(uri):
-        _check_userinfo(uri)
-        _check_host(uri)
         _warn_of_file_store(uri)
         # Imported here: mlflow reads its environment on import, and it is heavy.
         from mlflow.exceptions import MlflowException

@@ -125,6 +125,8 @@ class _Experiment:
 
     def link(self, artifacts: list[Artifact]) -> None:
         """Let the run of every artifact name those of its children, as each names its parents."""
+        from mlflow.entities import RunTag
+
         children = defaultdict(list)
         for artifact in in_order(artifacts):
             for parent in artifact.manifest.parents.values():
@@ -135,9 +137,8 @@ class _Experiment:
             made_from = [self.made[p.sha256] for p in artifact.manifest.parents.values() if p.sha256 in self.made]
             wanted = {link_tag("child", name, name): child for name, child in led_to}
             wanted[NOTE_TAG] = note(artifact.manifest.stage, self.id, made_from, led_to)
-            for key, value in wanted.items():
-                if tags[run_id].get(key) != value:
-                    self.client.set_tag(run_id, key, value)
+            missing = [RunTag(key, value) for key, value in wanted.items() if tags[run_id].get(key) != value]
+            self.client.log_batch(run_id, tags=missing)
 
     def _log_once(self, artifact: Artifact, namesakes: list["Run"]) -> str:
         """Find or make the run of an artifact and complete it.
@@ -188,8 +189,7 @@ class _Experiment:
 
         params = [Param(key, value) for key, value in flat_params(artifact.manifest.config).items()]
         tags = [RunTag(key, value) for key, value in tags_of(artifact, self.id, self.made).items()]
-        self.client.log_batch(run_id, [], params, tags)
-        self.client.log_batch(run_id, points)
+        self.client.log_batch(run_id, points, params, tags)
         self._copy_files(run_id, artifact)
         inputs = {artifact.sha256} if artifact.sha256 in self.data_sets else set()
         if artifact.manifest.stage in MODEL_STAGES:
