@@ -81,12 +81,12 @@ def _trainings(plan: StudyPlan, money: Callable[[float], str]) -> Table:
     by_size: dict[tuple, list[Cost]] = {}
     for cost in plan.costs:
         if cost.job.rule == "pretrain_model":
-            run, model = plan.study.pretrained[cost.job.model_id], ModelId.parse(cost.job.model_id)
+            run, model = plan.study.recipes[cost.job.model_id], ModelId.parse(cost.job.model_id)
             layout = plan.resources.layout(cost.job.model_id)
             key = (model.size, run.shape.num_parameters, f"{training_tokens(run):.3g}", layout)
             by_size.setdefault(key, []).append(cost)
     for (size, parameters, tokens, layout), costs in by_size.items():
-        run = plan.study.pretrained[costs[0].job.model_id]
+        run = plan.study.recipes[costs[0].job.model_id]
         seconds = sum(cost.seconds for cost in costs) / len(costs)
         row = [size, str(len(costs)), f"{parameters:,}", tokens, f"{training_flop(run):.3g}", str(layout)]
         row += [_number(plan.hours(costs) / len(costs)), _number(seconds / (3600 if plan.on_gpus else 60))]

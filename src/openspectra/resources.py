@@ -28,7 +28,7 @@ MOST_DATA_THREADS = 16
 """Of tokenizing and of the search for benchmark items, whose bytes do not depend on it."""
 REPORT_GB = 16.0
 """ASSUME: a page of some hundred models, with the losses of every test document."""
-COPY_BYTES = {"quantize_model": 16, "evaluate_model": 8, "publish_checkpoint": 8}
+COPY_BYTES = {"quantize_model": 16, "evaluate_model": 8, "publish_checkpoint": 8, "import_release": 8}
 """Bytes per parameter of a model's copies in host memory: in float32, as read, as worked on, as written."""
 MARGIN_MINUTES = 30
 """ASSUME: what a job's limit adds to twice its time: loading, saving, waiting for files on a shared disk."""
@@ -262,7 +262,7 @@ class StudyResources:
         """Return the training run that a model, a checkpoint of it or a QuantLM comes from."""
         model = ModelId.parse(model_id)
         trained = model.float_parent if model.family == QUANTLM else model
-        return self.study.pretrained[str(replace(trained, step=None))]
+        return self.study.recipes[str(replace(trained, step=None))]
 
     def threads(self, rule: str, run: PretrainConfig | None = None) -> int:
         """Return the threads of a job, of a training those of one rank.

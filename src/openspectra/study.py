@@ -59,12 +59,12 @@ class Study(StudyFile):
     @property
     def pretrained(self) -> dict[str, PretrainConfig]:
         """Resolved config of every pretraining run, by model id; none where weights are taken as released."""
-        return {} if self.released else self._recipes
+        return {} if self.released else self.recipes
 
     @cached_property
     def imported(self) -> dict[str, ReleaseConfig]:
         """Resolved config of every model whose weights are taken as released, by model id."""
-        recipes = {name: run for name, run in self._recipes.items() if not ModelId.parse(name).variant}
+        recipes = {name: run for name, run in self.recipes.items() if not ModelId.parse(name).variant}
         return {
             model_id: ReleaseConfig(
                 model_id=model_id,
@@ -79,7 +79,7 @@ class Study(StudyFile):
         }
 
     @cached_property
-    def _recipes(self) -> dict[str, PretrainConfig]:
+    def recipes(self) -> dict[str, PretrainConfig]:
         """Config of every pretraining run that families and sizes describe, also where none is trained."""
         configs = {}
         for (family, size), rates in self.rates.items():
@@ -233,7 +233,7 @@ class Study(StudyFile):
 
     def _size_in_bits(self, model: ModelId) -> float:
         trained = model.float_parent if model.family == QUANTLM else model
-        shape = self._recipes[str(trained)].shape
+        shape = self.recipes[str(trained)].shape
         absent = 0 if load_family(trained.family).has_block_norms else shape.num_block_norm_parameters
         counted = counted_parameters(shape.num_parameters - absent, shape, self.tokenizer.vocab_size)
         group_size = self.quantization.group_size[model.bits] if model.bits else None

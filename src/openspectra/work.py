@@ -24,6 +24,7 @@ RULES = {
     "tasks": "build_tasks",
     "contamination": "check_contamination",
     "pretrain": "pretrain_model",
+    "release": "import_release",
     "quantize": "quantize_model",
     "evaluate": "evaluate_model",
     "report": "render_report",
@@ -151,6 +152,8 @@ def _job(study: Study, place: str, stage: str, of_stage: dict[str, tuple[str, ..
         flop = training_flop(run) + FORWARD * run.shape.num_parameters * validation_tokens(run)
         batches = math.ceil(run.max_steps * run.global_batch_size / 8)
         return Job(place, rule, after, place, flop, training_tokens(run), batches, disk_bytes=run_folder_bytes(run))
+    if stage == "release":
+        return Job(place, rule, after, place, disk_bytes=2 * study.recipes[place].shape.num_parameters)
     if stage == "quantize":
         return _quantization(study, place, data)
     work = {
@@ -168,7 +171,7 @@ def _job(study: Study, place: str, stage: str, of_stage: dict[str, tuple[str, ..
 def _quantization(study: Study, place: str, data: tuple[str, ...]) -> Job:
     """GPTQ: two forward passes of the calibration set, a Hessian per matrix, and its inverse (in x in per matrix)."""
     config, parent = study.quantized[place], str(ModelId.parse(place).float_parent)
-    shape = study.pretrained[parent].shape
+    shape = study.recipes[parent].shape
     tokens = float(config.num_calibration_samples * config.calibration_sequence_length)
     inputs = [shape.hidden_size] * 6 + [shape.intermediate_size]  # q, k, v, o, gate, up; down
     hessians = shape.num_hidden_layers * sum(2 * tokens * width**2 + width**3 for width in inputs)
@@ -181,7 +184,7 @@ def _quantization(study: Study, place: str, data: tuple[str, ...]) -> Job:
 def _evaluation(study: Study, model_id: str, needed: tuple[str, ...]) -> Job:
     """All suites of a model, in one process."""
     model = ModelId.parse(model_id)
-    run = study.pretrained[str(model.float_parent if model.family == QUANTLM else model)]
+    run = study.recipes[str(model.float_parent if model.family == QUANTLM else model)]
     tokens = requests = passes = 0.0
     for suite in study.evaluation.suites.values():
         read, asked = evaluated(suite, study.evaluation.built_tasks, bytes_per_token(study))

@@ -56,6 +56,8 @@ rule import_release:
         f"{LOGS}/import_release/{{released}}.log",
     params:
         stage_version=STAGE_VERSIONS["release"],
+    resources:
+        **resources_of("import_release"),
     conda:
         ENVIRONMENT
     message:

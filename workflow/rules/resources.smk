@@ -28,7 +28,7 @@ except ConfigError as error:
 
 def needs(kind: str, wildcards) -> Needs:
     """Return what a job asks for; its model, where it has one, is told by its wildcards."""
-    names = ("pretrained", "quantized", "model")
+    names = ("pretrained", "released", "quantized", "model")
     return RESOURCES.needs(kind, next((wildcards[name] for name in names if name in wildcards.keys()), None))
 
 
