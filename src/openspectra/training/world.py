@@ -208,8 +208,10 @@ def launch(nodes: int, devices: int, threads: int, out: Path) -> int:
         processes.append(subprocess.Popen(each, env=os.environ | meeting | place, start_new_session=True))
     code = _wait(processes)
     after = read_record(out)
-    if code and slurm.own_job() and after and after != before and after["job"] == slurm.job():
+    if slurm.own_job() and after and after != before and after["job"] == slurm.job():
         return _put_back(out, before, after)
+    if code == 0 and not (out / "manifest.json").exists():  # an srun that Slurm ends may return 0
+        code = 1
     if code not in (0, ConfigError.exit_code) and nodes > 1 and slurm.own_job() and not slurm.all_nodes_answer(nodes):
         _say(f"{out}: a node of the job does not answer; Slurm requeues it")
         _wait_for_slurm()
