@@ -1,8 +1,13 @@
-"""What the same command does first, so that it goes on after a kill, repairs what is damaged, and trains anew when told."""
+"""What the same command does first, so that it goes on after a kill, repairs what is damaged, and trains anew when told.
+
+And last: the page of what is there, where jobs failed.
+"""
 
 import fcntl
 import os
 import platform
+import subprocess
+import sys
 from collections.abc import Iterable
 from functools import cache
 from uuid import uuid4
@@ -62,7 +67,7 @@ def locks_this_study(path: Path) -> bool:
 
 
 def forced(rule_name: str, places: Iterable[str]) -> list[str]:
-    """Return those artifacts of a rule that are forced: what their last run left would answer at once otherwise."""
+    """Return those of `places`, all made by one kind of job, that are forced; what is left there would answer at once."""
     settings = workflow.dag_settings
     names = set(settings.forcerun) | (set(settings.targets) if settings.forcetargets else set())
     if settings.forceall or rule_name in names:
@@ -122,6 +127,15 @@ def plan_what_is_damaged() -> None:
     if unread:
         size = f"{sum(unread) / 1e9:,.1f} GB in {len(unread)} files"
         logger.warning(f"{size}: looked at by size alone; `openspectra repair {NAME}` reads all")
+
+
+def render_what_is_there() -> None:
+    """Make the page without what failed, which it names. The next run that lacks nothing makes it again."""
+    if not workflow.scheduler.failed or not any(map(os.path.exists, manifests("pretrain", "release"))):
+        return  # stopped by hand, or nothing to show
+    logger.info(f"the page of what is there: {REPORTS}/index.html")
+    command = ["report", "--study", STUDY_FILE, "--out", REPORTS, "--log", f"{LOGS}/render_what_is_there.log"]
+    subprocess.run([sys.executable, "-m", "openspectra.cli", *command], check=False)  # tells its error itself
 
 
 @cache
