@@ -69,7 +69,8 @@ class Study(StudyFile):
             model_id: ReleaseConfig(
                 model_id=model_id,
                 family=run.family,
-                source=source,
+                source=source.partition("@")[0],
+                revision=source.partition("@")[2] or None,
                 shape=run.shape,
                 vocab_size=self.tokenizer.vocab_size,
                 tokens_seen=self.training.total_tokens,

@@ -150,7 +150,8 @@ class StudyFile(Config):
     families: Annotated[dict[FamilyName, FamilyConfig], Field(min_length=1)]
     sizes: Annotated[dict[SizeLabel, SizeConfig], Field(min_length=1)]
     released: dict[FamilyName, dict[SizeLabel, Text]] | None = None
-    """Released weights in place of training: a folder below the data folder, or a repository of the hub, by family and size."""
+    """Released weights in place of training, by family and size: a folder below the data folder, or a repository of the hub,
+    `owner/name` or `owner/name@commit`."""
     quantization: QuantizationConfig | None = None
     evaluation: EvaluationConfig | None = None
     """Left out in a sweep, which must not see the test split."""

@@ -135,6 +135,8 @@ def test_a_study_of_released_weights_trains_nothing_and_may_have_no_text():
         set(study.artifacts.values()) >= {"release", "quantize", "evaluate", "tokens"}
         and "pretrain" not in study.artifacts.values()
     )
+    pinned = validate(Study, tiny | {"released": {"floatlm": {"2L": "a/b@c0ffee"}}}, "x.yaml").imported["floatlm/2L"]
+    assert (pinned.source, pinned.revision) == ("a/b", "c0ffee") and study.imported["trilm/2L"].revision is None
     alone = {"released": released, "corpus": None, "quantization": None, "evaluation": None}
     assert set(validate(Study, tiny | alone, "x.yaml").artifacts.values()) == {"release"}
     for change, message in (

@@ -1,21 +1,23 @@
-"""What the same command does first, so that it goes on after a kill, repairs what is damaged, and trains anew when told."""
+"""What the same command does first, so that it goes on after a kill, repairs what is damaged, and trains anew when told.
+
+And last: the page of what is there, where jobs failed.
+"""
 
 import fcntl
 import json
 import os
 import platform
-import time
+import subprocess
+import sys
 from collections.abc import Iterable
 from functools import cache
-from threading import Thread
 from uuid import uuid4
 
 from openspectra import slurm
 from openspectra.artifacts import FINISHED, open_artifact
-from openspectra.errors import ConfigError, DamagedArtifactError, OpenSpectraError
+from openspectra.errors import DamagedArtifactError, OpenSpectraError
 from openspectra.upkeep import quick_check
 from openspectra.writing import WAITS
-from snakemake.jobs import Job
 from snakemake.logging import logger
 
 
@@ -74,7 +76,7 @@ def locks_this_study(path: Path) -> bool:
 
 
 def forced(rule_name: str, places: Iterable[str]) -> list[str]:
-    """Return those artifacts of a rule that are forced: what their last run left would answer at once otherwise."""
+    """Return those of `places`, all made by one kind of job, that are forced; what is left there would answer at once."""
     settings = workflow.dag_settings
     names = set(settings.forcerun) | (set(settings.targets) if settings.forcetargets else set())
     if settings.forceall or rule_name in names:
@@ -136,54 +138,13 @@ def plan_what_is_damaged() -> None:
         logger.warning(f"{size}: looked at by size alone; `openspectra repair {NAME}` reads all")
 
 
-def on_slurm() -> bool:
-    return workflow.executor_plugin.name == "slurm"
-
-
-def take_slurm() -> None:
-    """Name this study's jobs after it, let trainings requeue their own, and say which jobs will never start."""
-    workflow.executor_settings.jobname_prefix = NAME
-    os.environ.update({slurm.OWN_JOB: "1"})
-    Job.restart_times = property(retries_of)  # Snakemake has no hook that tells one failure from another
-    Thread(target=watch_queue, daemon=True).start()
-
-
-def retries_of(job: Job) -> int:
-    """Return how often a job that has failed may run: as the profile says, but not again what would end as before.
-
-    That is what somebody cancelled, and what refused its config or arguments (exit code 2).
-    """
-    wildcards = "_".join(job.wildcards).replace(os.sep, "_")
-    label = f"rule_{job.rule.name}" + (f"_wildcards_{wildcards}" if wildcards else "")  # as the executor calls it
-    if slurm.last_state(NAME, Path.cwd(), label) == "CANCELLED":
-        logger.warning(f"{label} was cancelled, and is not tried again; the same command goes on")
-        return 0
-    if any(refused_its_config(Path(log)) for log in job.log):
-        logger.warning(f"{label} refused its configuration, and is not tried again; see its log")
-        return 0
-    return job.rule.restart_times
-
-
-def refused_its_config(log: Path) -> bool:
-    """Return whether the last thing in a stage's log is that it ended with exit code 2."""
-    tail = log.read_text(encoding="utf-8")[-10_000:] if log.is_file() else ""
-    return f"\n{ConfigError.__module__}.{ConfigError.__qualname__}: " in tail.rpartition("Traceback")[2]
-
-
-def watch_queue() -> None:
-    """Say of each job, once, that it waits for something that will never come, every minute as long as this lives."""
-    said = {}
-    while True:
-        time.sleep(60)
-        try:
-            hopeless = slurm.hopeless_jobs(NAME, Path.cwd())
-        except OpenSpectraError as error:
-            logger.warning(str(error))
-            continue
-        for number, line in hopeless.items():
-            if said.get(number) != line:
-                logger.warning(f"{line}; `scancel {number}` ends it")
-        said |= hopeless
+def render_what_is_there() -> None:
+    """Make the page without what failed, which it names. The next run that lacks nothing makes it again."""
+    if not workflow.scheduler.failed or not any(map(os.path.exists, manifests("pretrain", "release"))):
+        return  # stopped by hand, or nothing to show
+    logger.info(f"the page of what is there: {REPORTS}/index.html")
+    command = ["report", "--study", STUDY_FILE, "--out", REPORTS, "--log", f"{LOGS}/render_what_is_there.log"]
+    subprocess.run([sys.executable, "-m", "openspectra.cli", *command], check=False)  # tells its error itself
 
 
 @cache

@@ -1,20 +1,6 @@
-"""The page and the tracking of a finished study; and the page of what is there where a job failed."""
-
-import subprocess
-import sys
-
 from openspectra.reporting.config import PUBLISHED
 
 REPORTED = [f"{RESULTS}/{name}/manifest.json" for name in plan_of(STUDY).artifacts]
-
-
-def render_what_is_there() -> None:
-    """Make the page without what failed, which it names. The next run that lacks nothing makes it again."""
-    if not workflow.scheduler.failed or not any(map(os.path.exists, manifests("pretrain", "release"))):
-        return  # stopped by hand, or nothing to show
-    logger.info(f"the page of what is there: {REPORTS}/index.html")
-    command = ["report", "--study", STUDY_FILE, "--out", REPORTS, "--log", f"{LOGS}/render_what_is_there.log"]
-    subprocess.run([sys.executable, "-m", "openspectra.cli", *command], check=False)  # tells its error itself
 
 
 rule render_report:

@@ -156,7 +156,8 @@ def verdicts_view(table: pd.DataFrame) -> View:
         counts = cells["verdict"].value_counts()
         numbers = [len(cells), len(cells) - counts.get(NOT_COMPARABLE, 0), counts.get(MATCH, 0), counts.get(DIFFERS, 0)]
         keys = re.sub(r" \(.*?\)", "", "; ".join(cells["differs_in"].dropna())).split("; ")
-        why = ", ".join(f"{key.partition(':')[0]} {count}" for key, count in Counter(filter(None, keys)).most_common(8))
+        keys = [key.partition(":")[0] for key in keys if key]
+        why = ", ".join(f"{key} {count}" for key, count in Counter(keys).most_common(8))
         cells = [*(Cell(counted(number), number) for number in numbers), Cell(why or NO_REASON)]
         rows.append(Row(task, "", "", cells))
     return View(columns, rows, ends_in_words=True)
