@@ -36,7 +36,7 @@ def test_states_of_jobs(study):
     fail(
         log_of("tiny", "tokenizer", "tokenizer"), OpenSpectraError("results/tiny: No space left on device; make room.")
     )
-    fail(log_of("tiny", "floatlm/2L", "pretrain"), Interrupted("floatlm/2L: stopped at step 7, state saved."))
+    fail(log_of("tiny", "floatlm/2L", "pretrain"), Interrupted("floatlm/2L: stopped at step 7, state saved.", step=7))
     killed = subprocess.Popen([sys.executable, "-c", ""])
     killed.wait()
     (root / "tokens/train").mkdir(parents=True)
