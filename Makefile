@@ -15,8 +15,8 @@ PIP := pip==26.3
 # One hash cannot fit all builds of torch (CPU, each CUDA release), so it is installed by its pin in pyproject.toml.
 TORCH := $(shell sed -n 's/^ *"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
 
-# Two test processes at a time; each takes whole files, whose tests share what they make.
-WORKERS := -n 2 --dist loadfile
+# Two test processes at a time; each takes whole files, whose tests share what they make, in the order of `testpaths`.
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
 # Snakemake's shell commands find `openspectra` and `python` of the environment, and no module from outside it.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)

@@ -128,3 +128,24 @@ def tiny(tmp_path_factory) -> Path:
 def tiny_copy(tiny, tmp_path) -> Path:
     """A copy of the finished tiny project, time stamps kept, for tests that change something."""
     return Path(shutil.copytree(tiny, tmp_path / "project", symlinks=True))
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    """An SQLite store of MLflow with all tables, made once: it takes seconds."""
+    from tracking_store import EXPERIMENT
+
+    from openspectra.tracking.sync import track
+
+    database = tmp_path_factory.mktemp("store") / "mlflow.db"
+    track([], EXPERIMENT, f"sqlite:///{database}")
+    return database
+
+
+@pytest.fixture
+def store(empty_store, tmp_path):
+    """A tracking store of one test."""
+    from tracking_store import Store
+
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return Store(tmp_path / "mlflow.db")
