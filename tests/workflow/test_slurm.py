@@ -65,7 +65,7 @@ def output(project: Path) -> str:
     return "\n".join(path.read_text()[-4000:] for path in [*logs[-3:], project / "output.txt"])
 
 
-def finish(process: subprocess.Popen, project: Path, seconds: float = 600) -> int:
+def finish(process: subprocess.Popen, project: Path, seconds: float = 1500) -> int:
     try:
         return process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
