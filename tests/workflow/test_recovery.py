@@ -37,6 +37,7 @@ def keep_time(path: Path, change) -> None:
 def start(project: Path, *arguments: str) -> subprocess.Popen:
     """Start the workflow in a session of its own, its output in a file, so that it can be killed alone."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    (project / "output.txt").unlink(missing_ok=True)  # what an earlier workflow left may still write into that file
     with (project / "output.txt").open("w") as output:
         return subprocess.Popen(
             ["snakemake", "--config", "study=tiny", *LAYOUT, "--cores", "2", *arguments],
