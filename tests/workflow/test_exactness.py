@@ -289,8 +289,9 @@ def ledger(run: Run) -> list[list[int]]:
 # TriLM in float64: in float32 a weight at a rounding border may flip a step earlier or later
 @pytest.mark.parametrize(
     ("model", "double", "tolerance"),
-    [("floatlm/2L", False, 1e-5), pytest.param("trilm/2L", True, 1e-9, marks=pytest.mark.slow)],
+    [("floatlm/2L", False, 1e-5), ("trilm/2L", True, 1e-9)],
 )
+@pytest.mark.slow
 def test_worlds_read_the_same_text_and_learn_the_same(tiny, nursery, tmp_path, model, double, tolerance):
     runs = worlds(model, double, tiny, nursery, tmp_path)
     first = next(iter(runs.values()))
