@@ -39,6 +39,10 @@ rule all:
         UP_TO["all"],
 
 
+onstart:
+    track_live()
+
+
 onerror:
     render_what_is_there()
 

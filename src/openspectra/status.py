@@ -5,10 +5,10 @@ Nothing is asked of Snakemake or Slurm, so it answers at once, on any machine th
 """
 
 import json
-import os
 import platform
 import re
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from openspectra.artifacts import MANIFEST
 from openspectra.printable import escaped, span_of
 from openspectra.study import Study
 from openspectra.work import RULES
+from openspectra.writing import process_lives
 
 SILENT_SECONDS = 1800
 """A job of another machine that has written nothing for so long may have ended without a word."""
@@ -51,7 +52,7 @@ class Status:
 
 def status_of(study: Study, name: str) -> Status:
     """Return where the study called `name` stands, in the project that is the working directory."""
-    places = study.artifacts | {"report": "report", "tracking": "track"}
+    places = _places(study)
     status = Status(total=len(places))
     for place, stage in places.items():
         folder = Path("reports", name) if place == "report" else Path("results", name, place)
@@ -78,10 +79,7 @@ def status_lines(study: Study, name: str) -> list[str]:
     lines += _section("running", [f"{each.place}: {each.progress} ({each.who})" for each in status.running])
     lines += _section("interrupted", [f"{place}: {reason}" for place, reason in status.interrupted.items()])
     lines += _section("failed", [f"{place}: {reason}" for place, reason in status.failed.items()])
-    kinds: dict[str, int] = {}
-    for place in status.waiting:
-        stage = (study.artifacts | {"report": "report", "tracking": "track"})[place]
-        kinds[stage] = kinds.get(stage, 0) + 1
+    kinds = Counter(map(_places(study).get, status.waiting))
     lines += _section("waiting", [", ".join(f"{count} {stage}" for stage, count in kinds.items())] if kinds else [])
     if controller := _controller(name):
         lines.append(f"Snakemake works on it: {controller}.")
@@ -126,6 +124,11 @@ def last_error(log: Path) -> str | None:
     return None
 
 
+def _places(study: Study) -> dict[str, str]:
+    """Return the stage of every artifact, of the page and of tracking, by place."""
+    return study.artifacts | {"report": "report", "tracking": "track"}
+
+
 def _section(title: str, rows: list[str]) -> list[str]:
     return [f"{title}:", *(f"  {row}" for row in rows)] if rows else []
 
@@ -152,21 +155,10 @@ def _last_row(path: Path) -> dict[str, Any] | None:
 def _ended(owner: dict[str, Any], folder: Path) -> str | None:
     """Return why a job that left its mark writes no more; None where it may be at work."""
     if owner.get("host") == platform.node():
-        return None if _lives(owner.get("pid")) else "ended without a word: killed, or out of memory"
+        return None if process_lives(owner.get("pid")) else "ended without a word: killed, or out of memory"
     last = max((path.stat().st_mtime for path in folder.iterdir() if path.is_file()), default=0.0)
     silent = time.time() - last
     return None if silent < SILENT_SECONDS else f"nothing was written for {span_of(silent)} by {_who(owner)}"
-
-
-def _lives(pid: Any) -> bool:
-    """Return whether a process of this machine is there."""
-    try:
-        os.kill(int(pid), 0)
-    except PermissionError:  # another user's
-        return True
-    except (ProcessLookupError, TypeError, ValueError):
-        return False
-    return True
 
 
 def _controller(name: str) -> str | None:
@@ -175,7 +167,7 @@ def _controller(name: str) -> str | None:
         words = Path(".snakemake", f"{name}.owner").read_text(encoding="utf-8").split()
     except OSError:
         return None
-    is_here = len(words) == 3 and words[2] == platform.node() and _lives(words[0])
+    is_here = len(words) == 3 and words[2] == platform.node() and process_lives(words[0])
     return f"process {' '.join(words)}" if is_here else None
 
 

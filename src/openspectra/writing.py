@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -29,6 +29,17 @@ DISK_ERRORS = {
 """What a disk may refuse, and the way out."""
 WAITS = "OPENSPECTRA_WAIT_FOR_WRITER"
 """Set by the workflow for its jobs: a job that outlived a killed workflow is waited for, by hand it is an error."""
+
+
+def process_lives(pid: Any) -> bool:
+    """Return whether the process of this machine that `owner.json` names is there."""
+    try:
+        os.kill(int(pid), 0)
+    except PermissionError:  # another user's
+        return True
+    except (ProcessLookupError, TypeError, ValueError):
+        return False
+    return True
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from loopback import free_port
 from reporting_study import CHANCE, FakeStudy
-from tracking_store import EXPERIMENT, Store, free_port
+from tracking_store import EXPERIMENT, Store
 
 from openspectra.errors import OpenSpectraError
 from openspectra.tracking.contents import metric_name

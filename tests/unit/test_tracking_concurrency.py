@@ -5,14 +5,14 @@ import os
 import subprocess
 import sys
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from loopback import free_port, wait_for
 from reporting_study import FakeStudy, pretrain_config
-from tracking_store import EXPERIMENT, Store, free_port
+from tracking_store import EXPERIMENT, Store
 
 from openspectra.tracking.live import Training, send
 from openspectra.training.metrics_file import METRICS_FILE, MetricsFile
@@ -52,7 +52,7 @@ def test_sixty_four_runs_at_once_through_a_server_lose_and_double_no_point(tmp_p
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     server = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True, **quiet)
     try:
-        wait_for(f"http://127.0.0.1:{port}/health")
+        wait_for(f"http://127.0.0.1:{port}/health", 180)
         client = MlflowClient(f"http://127.0.0.1:{port}")
         experiment_id = client.create_experiment(EXPERIMENT)
         with ThreadPoolExecutor(NUM_RUNS) as pool:
@@ -92,14 +92,3 @@ def fake_training(results: Path, number: int) -> Training:
     values = [(step, {"train_loss": number + step, "gradient_norm": number + step}) for step in range(NUM_STEPS)]
     file.add(values)
     return training
-
-
-def wait_for(url: str) -> None:
-    deadline = time.monotonic() + 180
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=5)
-            return
-        except OSError:
-            assert time.monotonic() < deadline, f"{url} did not come up"
-            time.sleep(0.5)

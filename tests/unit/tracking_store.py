@@ -1,6 +1,5 @@
 """An MLflow store of one test, looked at through MLflow's own client. The module holds no test of its own."""
 
-import socket
 from pathlib import Path
 
 EXPERIMENT = "made_up"
@@ -39,8 +38,3 @@ class Store:
         return sum(
             len(self.client.get_metric_history(run.info.run_id, key)) for run in self.runs() for key in run.data.metrics
         )
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]

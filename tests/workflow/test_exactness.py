@@ -5,7 +5,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from loopback import free_port
 
 from openspectra.artifacts import open_artifact
 
@@ -270,12 +270,6 @@ def of_ranks(run: Run, ranks: int) -> list[dict]:
     """Return the requests that start all ranks of a run."""
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
     return [run.request(**place, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(ranks)]
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def ledger(run: Run) -> list[list[int]]:

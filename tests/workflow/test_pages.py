@@ -3,14 +3,12 @@
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
+from loopback import free_port, wait_for
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on the PATH")
@@ -57,7 +55,7 @@ def test_plain_mlflow_ui_shows_the_study(tiny, tmp_path):
     environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
     server = subprocess.Popen(command, cwd=tiny, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
     try:
-        wait_for(f"http://127.0.0.1:{port}/health")
+        wait_for(f"http://127.0.0.1:{port}/health", 90)
         html = rendered(f"http://127.0.0.1:{port}/#/experiments/1/runs", tmp_path / "profile")
     finally:
         os.killpg(server.pid, 9)
@@ -72,7 +70,7 @@ def test_link_of_the_ui_shows_curves_models_their_parents_and_scores(tiny, tmp_p
     ui = subprocess.Popen(command, cwd=tiny, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         curves, table = (ui.stdout.readline().split()[-1] for _ in range(2))
-        wait_for(f"http://127.0.0.1:{port}/health")
+        wait_for(f"http://127.0.0.1:{port}/health", 90)
         html = rendered_with("js-line", curves, tmp_path / "profile")  # a curve is drawn
         assert "tokens_seen" in html
         html = rendered_with("trilm/2L<", table, tmp_path / "profile")
@@ -88,20 +86,3 @@ def test_link_of_the_ui_shows_curves_models_their_parents_and_scores(tiny, tmp_p
     finally:
         ui.terminate()
         ui.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def wait_for(url: str) -> None:
-    deadline = time.monotonic() + 90
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=5)
-            return
-        except OSError:
-            assert time.monotonic() < deadline, f"{url} did not come up"
-            time.sleep(0.5)

@@ -46,7 +46,3 @@ rule track_artifacts:
         "MLflow"
     shell:
         "openspectra track sync {params.study} --out {output} --log {log}"
-
-
-onstart:
-    track_live()

@@ -5,7 +5,6 @@ point has the time that stands in the file.
 """
 
 import json
-import os
 import platform
 import time
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from openspectra.artifacts import config_hash
 from openspectra.tracking.contents import RUN_HASH_TAG, USER, Made, finite, flat_params, live_tags
 from openspectra.tracking.runs import COMPLETE_TAG, create_run
 from openspectra.training.metrics_file import METRICS_FILE, Line, read_lines
+from openspectra.writing import process_lives
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -60,13 +60,7 @@ class Training:
             return False
         if owner.get("host") != platform.node():
             return time.time() - written < SILENT_SECONDS
-        try:
-            os.kill(owner["pid"], 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:  # another user's
-            return True
-        return True
+        return process_lives(owner.get("pid"))
 
 
 def trainings_of(model_folder: Path) -> list[Training]:
