@@ -28,6 +28,7 @@ STARTS = {
     "import_release": 1.0,  # ASSUME: as render_report; not part of the demo
     "quantize_model": 1.2,
     "evaluate_model": 1.1,
+    "export_model": 1.3,  # ASSUME: as evaluate_model, and what is written is read again
     "render_report": 1.0,
     "track_artifacts": 1.3,
 }

@@ -18,6 +18,7 @@ STAGE_VERSIONS = {
     "checkpoint": 2,
     "release": 1,
     "quantize": 3,
+    "export": 1,
     "tasks": 1,
     "evaluate": 2,
     "report": 5,

@@ -26,6 +26,7 @@ from openspectra.data.config import (
 )
 from openspectra.errors import ConfigError
 from openspectra.evaluation.config import BUILT_TASKS, SNIPPET_BYTES, BenchmarksConfig
+from openspectra.export.config import ExportConfig, format_problem
 from openspectra.model.config import LlamaShape, ReleaseConfig
 from openspectra.model.families import load_family
 from openspectra.model.size import bits_per_weight, counted_parameters, model_size_bits, padded_rows
@@ -131,6 +132,26 @@ class Study(StudyFile):
         return [model_id for model_id in self.models if not ModelId.parse(model_id).calibration]
 
     @property
+    def exported(self) -> dict[str, ExportConfig]:
+        """Resolved config of every export, by its place below `results/<study>`."""
+        pairs = [
+            (model_id, form)
+            for key, forms in self.exports.items()
+            for model_id in self._models_called(key)
+            for form in forms
+        ]
+        return {
+            f"exports/{model_id}/{form}": ExportConfig(model=model_id, format=form)
+            for model_id, form in dict.fromkeys(pairs)
+        }
+
+    def _models_called(self, key: str) -> list[str]:
+        """Return the models of a key of `exports`: one id, or a kind."""
+        if key in self.models:
+            return [key]
+        return [model_id for model_id in self.compared_models if ModelId.parse(model_id).kind == key]
+
+    @property
     def sizes_in_bits(self) -> dict[str, float]:
         """Size of each compared model by the paper's rule, in bits."""
         return {model_id: self._size_in_bits(ModelId.parse(model_id)) for model_id in self.compared_models}
@@ -226,7 +247,8 @@ class Study(StudyFile):
         places |= dict.fromkeys(self.pretrained, "pretrain") | dict.fromkeys(self.imported, "release")
         places |= dict.fromkeys(self.quantized, "quantize")
         suites = self.evaluation.suites if self.evaluation else ()
-        return places | {f"evaluation/{model}/{suite}": "evaluate" for model in self.models for suite in suites}
+        places |= {f"evaluation/{model}/{suite}": "evaluate" for model in self.models for suite in suites}
+        return places | dict.fromkeys(self.exported, "export")
 
     def report_config(self, name: str) -> ReportConfig:
         """Return the resolved config of the report of the study called `name`."""
@@ -287,7 +309,7 @@ def load_study(path: Path) -> Study:
     Raises `ConfigError` with all problems found, each naming file, key, value and remedy.
     """
     study = validate(Study, _with_base(path), str(path))
-    problems = [*_shape_problems(study), *_engine_problems(study)]
+    problems = [*_shape_problems(study), *_engine_problems(study), *_export_problems(study)]
     if not problems:
         try:
             _ = study.pretrained, study.imported, study.quantized
@@ -302,7 +324,7 @@ def load_study(path: Path) -> Study:
 
 def resolved_configs(study: Study, name: str) -> dict[str, Config]:
     """Return every stage config of the study called `name`, by the path of its artifact below `results/<name>`."""
-    configs = study.data_configs | study.pretrained | study.imported | study.quantized
+    configs = study.data_configs | study.pretrained | study.imported | study.quantized | study.exported
     if study.evaluation:
         if study.evaluation.built_tasks:
             configs["tasks"] = study.evaluation.built_tasks
@@ -377,6 +399,25 @@ def _engine_problems(study: Study) -> list[str]:
             f"training.sequence_length: must be at least {SNIPPET_BYTES[1]} for task `minimal_pairs`, whose longest text "
             f"has as many bytes; got {length}. Lengthen it, or leave the task out of evaluation.built_tasks.tasks."
         )
+    return problems
+
+
+def _export_problems(study: Study) -> list[str]:
+    """Return what cannot be exported: models that the study has not, formats that hold none such, a text to compare on."""
+    if study.exports and not study.has_text:
+        return [
+            "exports: their certificates need text to compare on; give `corpus` or `token_files`, or drop `exports`."
+        ]
+    problems = []
+    for key, forms in study.exports.items():
+        models = study._models_called(key)
+        if not models:
+            problems.append(f"exports.{key}: no model of this study; name one of {', '.join(study.compared_models)}.")
+        for model_id, form in itertools.product(models, forms):
+            model = ModelId.parse(model_id)
+            shape = study.recipes[str(model.float_parent if model.bits else model)].shape
+            if problem := format_problem(model_id, form, shape):
+                problems.append(f"exports.{key}: {model_id}: {problem}")
     return problems
 
 

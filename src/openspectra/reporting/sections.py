@@ -13,6 +13,7 @@ from openspectra.model_ids import ModelId
 from openspectra.reporting import (
     conformance,
     duels,
+    exports,
     provenance,
     scaling_figures,
     scaling_law,
@@ -54,6 +55,7 @@ def study_sections(config: ReportConfig, results: Results, losses: DocumentLosse
         scaling_section(results, model_table),
         gaps_section(results, losses, gaps),
         duels_section(results),
+        exports.exports_section(results),
     ]
 
 
