@@ -153,8 +153,7 @@ def _text(tokens_valid: Artifact) -> list[str]:
         card = card_of(tokens_valid.open_parent(parents["corpus"]))
         licences = {name: source["license"] for name, source in card.items()}
     else:
-        parts = [tokens_valid.open_parent(parent) for parent in parents.values()]
-        configs = [part.manifest.config for part in parts if part.manifest.stage == "token_part"]
-        licences = {name: config["license"] for config in configs for name in config["files"]}
+        configs = [tokens_valid.open_parent(parent).manifest.config for parent in parents.values()]
+        licences = {name: config.get("license") for config in configs for name in config.get("files", ())}
     rows = [f"| {name} | {licence or 'not stated in the study'} |" for name, licence in licences.items()]
-    return ["\n".join(["| source | licence |", "|---|---|", *rows])]
+    return ["\n".join(["| source | licence |", "|---|---|", *rows])] if rows else ["Its licence is not known."]

@@ -12,7 +12,7 @@ from openspectra.export.card import model_card
 from openspectra.export.certificate import CERTIFICATE, certificate, compare, held_out
 from openspectra.export.config import ExportConfig, format_problem
 from openspectra.export.loading import MODEL_STAGES, build, gguf_path, load_tokenizer, read_stored
-from openspectra.export.stored import Stored, read_dense
+from openspectra.export.stored import Stored, read_dense, read_json
 from openspectra.model_ids import ModelId
 
 logger = logging.getLogger("openspectra.export")
@@ -64,13 +64,13 @@ def write_format(config: ExportConfig, model: Artifact, source: Stored, folder: 
         names = [record.path for record in model.manifest.files if record.path.startswith("gptq/")]
         _copy(model, folder, [name for name in names if name.removeprefix("gptq/") not in TOKENIZER_FILES], "gptq/")
         _spell_rope_theta(folder / "config.json", source.shape.rope_theta)
-        return _gptq_notes(ModelId.parse(config.model).bits)
+        return ["Of the programs that read GPTQ, gptqmodel alone has 6 bits."] * (ModelId.parse(config.model).bits == 6)
     if config.format.startswith("packed"):
         from openspectra.export.packed import write_packed
 
         family = ModelId.parse(config.model).family
         write_packed(source, config.format, family, config.model, folder)
-        return ["A zero weight keeps no sign."]
+        return []
     from openspectra.export.gguf_file import write_gguf
 
     kind = config.format.removeprefix("gguf-").upper()
@@ -123,11 +123,4 @@ def _is_hugging_face(name: str) -> bool:
 
 def _spell_rope_theta(path: Path, rope_theta: float) -> None:
     """Write the base of the rotary angles where transformers 4 looks for it; it would silently take 10000."""
-    from openspectra.export.stored import read_json
-
     write_json(path, read_json(path) | {"rope_theta": rope_theta})
-
-
-def _gptq_notes(bits: int) -> list[str]:
-    readers = "gptqmodel alone reads 6 bits." if bits == 6 else "Read by gptqmodel, auto-gptq and transformers."
-    return [readers]

@@ -7,8 +7,9 @@ import pandas as pd
 from openspectra.artifacts import Artifact
 from openspectra.identity import run_facts_of
 from openspectra.model_ids import ModelId
-from openspectra.reporting.formats import Cell, counted, missing, signed
+from openspectra.reporting.formats import Cell, counted, signed
 from openspectra.reporting.load import Results
+from openspectra.reporting.provenance import SHORT_HASH
 from openspectra.reporting.section import Row, Section, View
 
 COLUMNS = (
@@ -42,30 +43,30 @@ def exports_section(results: Results) -> Section:
     table = exports_table(results)
     if table.empty:
         return Section("exports", "Models to take away", "Exports")
-    view = View(
-        columns=[
-            ("file", "bytes"),
-            ("stored", "bits per linear weight"),
-            ("by rule", "bits per linear weight"),
-            ("round trip", "weights read back"),
-            ("logits", "largest difference"),
-            ("same first token", "% of positions"),
-            ("perplexity", "difference, %"),
-            ("llama.cpp", "same first token, %"),
-            ("read by", ""),
-        ],
-        rows=[_view_row(row) for row in table.to_dict("records")],
-        reasons=["llama.cpp: run where `llama-cpp-python` is installed, on GGUF files alone."],
-    )
+    columns = [
+        ("file", "bytes"),
+        ("stored", "bits per linear weight"),
+        ("by rule", "bits per linear weight"),
+        ("round trip", "weights read back"),
+        ("logits", "largest difference"),
+        ("same first token", "% of positions"),
+        ("perplexity", "difference, %"),
+        ("read by", ""),
+    ]
+    was_run = bool(table[LLAMA_CPP[0]].notna().any())
+    columns += [("llama.cpp", "same first token, %")] * was_run
+    anchors = [each.sha256[:SHORT_HASH] for each in results.artifacts if each.manifest.stage == "export"]
+    records = table.to_dict("records")
+    rows = [_view_row(row, anchor, was_run) for row, anchor in zip(records, anchors, strict=True)]
     count = int(table["num_tokens"].max())
     return Section(
         "exports",
         "Models to take away",
         "Exports",
-        f"What was written, read back by the loader named and held against its model: on {counted(count)} tokens of the valid "
-        "split, in float32. Each folder below results/ holds its certificate and a model card, and can go to a hub as it is.",
-        [f"{row['model']}, {row['format']}: {row['notes']}" for row in table.to_dict("records") if row["notes"]],
-        [view],
+        f"What was written, read back by the program named and held against its model: on {counted(count)} tokens of the valid "
+        "split, in float32. Each folder below exports/ holds its certificate and a model card, and can go to a hub as it is.",
+        [f"{row['model']}, {row['format']}: {row['notes']}" for row in records if row["notes"]],
+        [View(columns, rows)],
         {"exports.csv": table},
     )
 
@@ -82,9 +83,9 @@ def _row(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def _view_row(row: dict[str, Any]) -> Row:
+def _view_row(row: dict[str, Any], anchor: str, was_run: bool) -> Row:
     model = ModelId.parse(row["model"])
-    rounded = f"{row['largest_weight_difference']:.2g} at most, {row['num_tensors_rounded']} tensors"
+    rounded = f"{row['largest_weight_difference']:.2g} at most, in {row['num_tensors_rounded']} tensors"
     cells = [
         Cell(counted(row["bytes"]), row["bytes"]),
         Cell(f"{row['bits_per_weight_stored']:.3f}", row["bits_per_weight_stored"]),
@@ -93,15 +94,9 @@ def _view_row(row: dict[str, Any]) -> Row:
         Cell(f"{row['largest_logit_difference']:.2g}", row["largest_logit_difference"]),
         Cell(f"{100 * row['argmax_agreement']:.3f}", row["argmax_agreement"]),
         Cell(signed(row["perplexity_difference_percent"]), row["perplexity_difference_percent"]),
-        _llama_cpp(row[LLAMA_CPP[0]]),
         Cell(row["loader"]),
     ]
-    return Row(
-        f"{row['model']}, {row['format']}", model.kind, row["model"], cells, f"exports/{row['model']}/{row['format']}"
-    )
-
-
-def _llama_cpp(agreement: float | None) -> Cell:
-    if agreement is None or pd.isna(agreement):
-        return missing("llama.cpp did not run it")
-    return Cell(f"{100 * agreement:.3f}", agreement)
+    if was_run:
+        agreement = row[LLAMA_CPP[0]]
+        cells.append(Cell("" if pd.isna(agreement) else f"{100 * agreement:.3f}", agreement))
+    return Row(f"{row['model']}, {row['format']}", model.kind, row["model"], cells, anchor)
