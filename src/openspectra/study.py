@@ -136,7 +136,7 @@ class Study(StudyFile):
         """Resolved config of every export, by its place below `results/<study>`."""
         pairs = [
             (model_id, form)
-            for key, forms in self.exports.items()
+            for key, forms in (self.exports or {}).items()
             for model_id in self._models_called(key)
             for form in forms
         ]
@@ -309,10 +309,11 @@ def load_study(path: Path) -> Study:
     Raises `ConfigError` with all problems found, each naming file, key, value and remedy.
     """
     study = validate(Study, _with_base(path), str(path))
-    problems = [*_shape_problems(study), *_engine_problems(study), *_export_problems(study)]
+    problems = [*_shape_problems(study), *_engine_problems(study)]
     if not problems:
         try:
             _ = study.pretrained, study.imported, study.quantized
+            problems += _export_problems(study)
         except ValidationError as error:
             raise ConfigError(describe_problems(str(path), error, PretrainConfig)) from None
         except ConfigError as error:
@@ -409,7 +410,7 @@ def _export_problems(study: Study) -> list[str]:
             "exports: their certificates need text to compare on; give `corpus` or `token_files`, or drop `exports`."
         ]
     problems = []
-    for key, forms in study.exports.items():
+    for key, forms in (study.exports or {}).items():
         models = study._models_called(key)
         if not models:
             problems.append(f"exports.{key}: no model of this study; name one of {', '.join(study.compared_models)}.")

@@ -156,7 +156,7 @@ class StudyFile(Config):
     quantization: QuantizationConfig | None = None
     evaluation: EvaluationConfig | None = None
     """Left out in a sweep, which must not see the test split."""
-    exports: dict[Text, Annotated[list[Format], Field(min_length=1)]] = {}
+    exports: dict[Text, Annotated[list[Format], Field(min_length=1)]] | None = None
     """Formats that models are taken away in, by model id (`trilm/99M`) or kind (`trilm`, `quantlm-4bit`: all of its sizes)."""
     num_resamples: PositiveInt = 2000
     """Bootstrap resamples of test documents behind every interval of the report."""
