@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from importlib import metadata
 from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
@@ -48,32 +49,40 @@ def generate(folder: Path, prompt: str, sampling: Sampling, write: Callable[[str
     if len(ids) >= context:
         raise ConfigError([f"PROMPT: {len(ids):,} tokens where {folder} reads {context:,} at most; shorten it."])
     sampling = sampling._replace(num_tokens=min(sampling.num_tokens, context - len(ids)))
-    if form.startswith("gguf") and (version := llama_cpp.installed()):
-        pieces, engine = (
-            _by_llama_cpp(artifact, ids, context, stored.end_of_text, sampling),
-            f"llama-cpp-python {version}",
-        )
+    version = llama_cpp.installed() if form.startswith("gguf") else None
+    if version:
+        engine = f"llama-cpp-python {version}"
+        tokens = _by_llama_cpp(artifact, ids, context, stored.end_of_text, sampling)
     else:
-        import torch
-
-        model = build(stored, artifact.folder, form)
-        pieces, engine = _by_transformers(model, ids, sampling), f"torch {torch.__version__}, float32"
+        engine = f"torch {metadata.version('torch')}, float32"
+        tokens = _by_transformers(build(stored, artifact.folder, form), ids, sampling)
     write(prompt)
-    new: list[int] = []
-    shown, moments = "", [time.perf_counter()]
-    for token in pieces:
-        moments.append(time.perf_counter())
-        new.append(token)
-        text = tokenizer.decode([token for token in new if token != stored.end_of_text])
-        if not text.endswith(REPLACEMENT):
-            write(text[len(shown) :])
-            shown = text
+    moments = [time.perf_counter()]
+    for piece in _pieces(tokens, tokenizer, stored.end_of_text, moments):
+        write(piece)
     write("\n")
-    first, rest = moments[1] - moments[0], moments[-1] - moments[1]
-    speed = f"{(len(new) - 1) / rest:,.1f} tokens/s after the first" if len(new) > 1 else "one token"
+    count, first, rest = len(moments) - 1, moments[1] - moments[0], moments[-1] - moments[1]
+    speed = f"{(count - 1) / rest:,.1f} tokens/s after the first" if count > 1 else "end of text"
     logger.info(
-        "%d tokens: %s; %d tokens of prompt and the first in %.2f s (%s)", len(new), speed, len(ids), first, engine
+        "%d tokens: %s; %d tokens of prompt and the first in %.2f s (%s)", count, speed, len(ids), first, engine
     )
+
+
+def _pieces(tokens: Iterator[int], tokenizer, end_of_text: int, moments: list[float]) -> Iterator[str]:
+    """Yield the text of tokens, a whole character at least each time; note when each token came."""
+    new: list[int] = []
+    shown = text = ""
+    for token in tokens:
+        moments.append(time.perf_counter())
+        if token == end_of_text:
+            break
+        new.append(token)
+        text = tokenizer.decode(new)
+        if not text.endswith(REPLACEMENT):
+            yield text[len(shown) :]
+            shown = text
+    if len(text) > len(shown):  # ended within a character
+        yield text[len(shown) :]
 
 
 def _by_transformers(model, ids: list[int], sampling: Sampling) -> Iterator[int]:

@@ -6,7 +6,7 @@ a row is no multiple of 256, or two scales meet inside a block, that matrix is s
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gguf
 import numpy as np
@@ -257,11 +257,3 @@ def _version() -> str:
     from importlib.metadata import version
 
     return version("gguf")
-
-
-def facts_of(path: Path) -> dict[str, Any]:
-    """Return how many tensors of a file are stored in each type."""
-    counts: dict[str, int] = {}
-    for tensor in BoundedReader(path).tensors:
-        counts[tensor.tensor_type.name] = counts.get(tensor.tensor_type.name, 0) + 1
-    return counts

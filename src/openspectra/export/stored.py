@@ -162,7 +162,7 @@ def checked_shape(known: dict[str, Any], path: Path) -> LlamaShape:
 
 def read_dense(folder: Path) -> Stored:
     """Return what a plain Hugging Face folder holds."""
-    import safetensors
+    import transformers
 
     shape, family, end_of_text = config_of(folder)
     weights: dict[str, Tensor] = {}
@@ -174,7 +174,9 @@ def read_dense(folder: Path) -> Stored:
         raise DamagedArtifactError(f"{path}: no weights there; {AGAIN}")
     check_layers(shape, len(weights), path)
     check_tensors(weights, expected_shapes(shape, family), path)
-    return Stored(shape, family, end_of_text, weights, linear_bytes(weights), f"safetensors {safetensors.__version__}")
+    return Stored(
+        shape, family, end_of_text, weights, linear_bytes(weights), f"transformers {transformers.__version__}"
+    )
 
 
 def linear_bytes(tensors: Mapping[str, Tensor]) -> int:
