@@ -361,6 +361,7 @@ def export_(
     from openspectra.export.config import ExportConfig
 
     _set_threads(threads)
+    _silence_torchao()
     with _session(log):
         opened = open_artifact(model)
         if "model_id" not in opened.manifest.config:
@@ -392,8 +393,7 @@ def generate(
     """Go on with a text, token by token as they come: from every folder and format that this program writes."""
     if threads:
         _set_threads(threads)
-    os.environ["TORCHAO_FORCE_SKIP_LOADING_SO_FILES"] = "1"  # transformers imports it, and it warns of what is not there
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+    _silence_torchao()
     with _session(None):
         from openspectra.export.generate import Sampling, generate
 
@@ -698,6 +698,12 @@ def _run_stage(
         with write_artifact(out, stage, resolved, opened | {role_of(part): part for part in parts}) as draft:
             draft.metrics |= run(resolved, **given, folder=draft.folder)
         logger.info("%s: done, in %s", stage, out)
+
+
+def _silence_torchao() -> None:
+    """Keep torchao, which transformers imports, from warning of libraries that are not there."""
+    os.environ["TORCHAO_FORCE_SKIP_LOADING_SO_FILES"] = "1"
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
 
 def _set_threads(threads: int) -> None:

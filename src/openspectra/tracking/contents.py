@@ -106,7 +106,10 @@ def small_files(artifact: Artifact) -> Iterator[tuple[Path, str | None]]:
     if (artifact.folder / "run.json").is_file():
         yield artifact.folder / "run.json", None
     for record in artifact.manifest.files:
-        if record.path.endswith((".csv", ".html", ".svg", ".md", "data_card.json", "certificate.json")) and record.bytes <= MAX_FILE_BYTES:
+        if (
+            record.path.endswith((".csv", ".html", ".svg", ".md", "data_card.json", "certificate.json"))
+            and record.bytes <= MAX_FILE_BYTES
+        ):
             yield artifact.file(record.path), record.path.rpartition("/")[0] or None
 
 
