@@ -70,7 +70,7 @@ def test_every_artifact_is_one_finished_run_and_the_report_leads_to_the_corpus(d
         parents = {value for tag, value in runs[run_id].data.tags.items() if tag.startswith("parent.")}
         return {run_id}.union(*(ancestors(parent) for parent in parents))
 
-    (report,) = (run_id for run_id, each in runs.items() if run.data.tags["stage"] == "report")
+    (report,) = (run_id for run_id, each in runs.items() if each.data.tags["stage"] == "report")
     models = [runs[run_id] for run_id in ancestors(report) if runs[run_id].data.tags["kind"] == "model"]
     assert len(models) == 18
     for model in models:
