@@ -129,6 +129,8 @@ class CheckpointFolder:
             (damaged,) = world.any(state is None)  # to any rank: all go on from one state
             if not damaged:
                 return state
+            if state:
+                logger.warning("%s: the part of another rank is damaged or missing, skipped", path)
         if states:
             raise DamagedArtifactError(f"{self.folder}: no checkpoint is intact; {TRAIN_ANEW}.")
         steps = [int(path.stem.removeprefix("weights-")) for path in sorted(self.folder.glob("weights-*.safetensors"))]
