@@ -125,6 +125,26 @@ class Study(StudyFile):
         """The id of every model that is made."""
         return [*self.pretrained, *self.imported, *self.quantized]
 
+    @cached_property
+    def shares_processes(self) -> bool:
+        """Whether all QuantLMs of a size are made by one process, and all its models evaluated by one.
+
+        So it is where libraries take longer to load than anything takes to compute. Larger models have a job each, which
+        a cluster runs side by side; so have the variants of a study, of which sizes have different numbers.
+        """
+        is_small = not any(run.is_compiled for run in self.recipes.values())
+        has_variants = any(ModelId.parse(model_id).variant for model_id in self.recipes)
+        return is_small and not has_variants and not self.released
+
+    def jobs_of(self, models: list[str]) -> dict[str, list[str]]:
+        """Return which of `models` one job quantizes or evaluates, by what names the job: a size, or the model itself."""
+        if not self.shares_processes:
+            return {model: [model] for model in models}
+        jobs: dict[str, list[str]] = {}
+        for model in models:
+            jobs.setdefault(ModelId.parse(model).size, []).append(model)
+        return jobs
+
     @property
     def compared_models(self) -> list[str]:
         """The ids that are counted and compared: of several calibration sets the first id stands for their mean."""

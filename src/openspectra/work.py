@@ -5,7 +5,7 @@ the assumption stands here. Times are a matter of the machine and stand in `plan
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from openspectra.evaluation.config import EvaluateConfig, TasksConfig
 from openspectra.model_ids import QUANTLM, ModelId
@@ -90,6 +90,7 @@ def jobs_of(study: Study) -> list[Job]:
     jobs = [_job(study, place, stage, of_stage) for place, stage in places.items() if stage != "evaluate"]
     if study.evaluation:
         jobs += [_evaluation(study, model, (*of_stage["tasks"], *of_stage["benchmarks"])) for model in study.models]
+    jobs = _sharing_processes(jobs) if study.shares_processes else jobs
     jobs.append(Job("report", RULES["report"], tuple(job.name for job in jobs)))
     return [*jobs, Job("tracking", RULES["track"], ("report",))]
 
@@ -166,6 +167,26 @@ def _job(study: Study, place: str, stage: str, of_stage: dict[str, tuple[str, ..
         "contamination": {"text_bytes": size},
     }.get(stage, {})
     return Job(place, rule, after, **work)
+
+
+def _sharing_processes(jobs: list[Job]) -> list[Job]:
+    """Return the jobs, where the quantizations of all models of a size are one, and their evaluations another."""
+    members: dict[str, list[Job]] = {}
+    for job in jobs:
+        kind = {RULES["quantize"]: QUANTLM, RULES["evaluate"]: "evaluation"}.get(job.rule)
+        members.setdefault(f"{kind}/{ModelId.parse(job.model_id).size}" if kind else job.name, []).append(job)
+    name_of = {job.name: name for name, several in members.items() for job in several}
+    work = ("flop", "tokens", "passes", "disk_bytes")
+    return [
+        replace(
+            several[0],
+            name=name,
+            after=tuple(dict.fromkeys(name_of[cause] for job in several for cause in job.after)),
+            model_id=several[0].model_id if name in name_of else f"floatlm/{name.partition('/')[2]}",
+            **{key: sum(getattr(job, key) for job in several) for key in work},
+        )
+        for name, several in members.items()
+    ]
 
 
 def _quantization(study: Study, place: str, data: tuple[str, ...]) -> Job:
