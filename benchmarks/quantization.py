@@ -93,7 +93,7 @@ def row(results: Path, name: str, config: QuantizeConfig, folder: Path) -> str:
 
 
 def plain(config: QuantizeConfig, folder: Path, samples: list[list[int]], out: Path):
-    """Return what gptqmodel makes by itself, with its packed weights and its own products."""
+    """Return what gptqmodel makes by itself, with its packed weights and its own products in float16."""
     import torch
     from gptqmodel import BACKEND, GPTQModel
     from gptqmodel import QuantizeConfig as GPTQConfig
@@ -109,7 +109,7 @@ def plain(config: QuantizeConfig, folder: Path, samples: list[list[int]], out: P
     model = GPTQModel.load(str(folder), settings, dtype=torch.float32)
     model.quantize([{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in samples], batch_size=BATCH_SIZE)
     model.save(str(out))
-    return GPTQModel.load(str(out), device="cpu", backend=BACKEND.TORCH, dtype=torch.float32).model
+    return GPTQModel.load(str(out), device="cpu", backend=BACKEND.TORCH, dtype=torch.float16).model.eval()
 
 
 def most_values(model, group_size: int) -> int:

@@ -20,5 +20,5 @@ STAGE_VERSIONS = {
     "quantize": 4,
     "tasks": 1,
     "evaluate": 2,
-    "report": 5,
+    "report": 6,
 }

@@ -24,6 +24,7 @@ RULES = {
     "tasks": "build_tasks",
     "contamination": "check_contamination",
     "pretrain": "pretrain_model",
+    "checkpoint": "publish_checkpoint",
     "release": "import_release",
     "quantize": "quantize_model",
     "evaluate": "evaluate_model",
@@ -153,6 +154,9 @@ def _job(study: Study, place: str, stage: str, of_stage: dict[str, tuple[str, ..
         flop = training_flop(run) + FORWARD * run.shape.num_parameters * validation_tokens(run)
         batches = math.ceil(run.max_steps * run.global_batch_size / 8)
         return Job(place, rule, after, place, flop, training_tokens(run), batches, disk_bytes=run_folder_bytes(run))
+    if stage == "checkpoint":
+        trained = str(replace(ModelId.parse(place), step=None))
+        return Job(place, rule, (trained,), place, disk_bytes=4 * study.recipes[trained].shape.num_parameters)
     if stage == "release":
         return Job(place, rule, after, place, disk_bytes=2 * study.recipes[place].shape.num_parameters)
     if stage == "quantize":
@@ -191,8 +195,8 @@ def _sharing_processes(jobs: list[Job]) -> list[Job]:
 
 def _quantization(study: Study, place: str, data: tuple[str, ...]) -> Job:
     """GPTQ: two forward passes of the calibration set, a Hessian per matrix, and its inverse (in x in per matrix)."""
-    config, parent = study.quantized[place], str(ModelId.parse(place).float_parent)
-    shape = study.recipes[parent].shape
+    config, model = study.quantize_config(place), ModelId.parse(place).float_parent
+    parent, shape = str(model), study.recipes[str(replace(model, step=None))].shape
     tokens = float(config.num_calibration_samples * config.calibration_sequence_length)
     inputs = [shape.hidden_size] * 6 + [shape.intermediate_size]  # q, k, v, o, gate, up; down
     hessians = shape.num_hidden_layers * sum(2 * tokens * width**2 + width**3 for width in inputs)

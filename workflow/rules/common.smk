@@ -49,7 +49,8 @@ BENCHMARKS = manifests("benchmarks")
 # those that the text is searched for are fetched where the study does not give them all as files
 SEARCHED = BENCHMARKS if STUDY.corpus and not set(STUDY.lm_eval_tasks) <= set(STUDY.corpus.benchmarks) else []
 BUILT_TASKS = manifests("tasks")
-QUANTIZED_FROM = sorted({f"{RESULTS}/{ModelId.parse(model).float_parent}/manifest.json" for model in STUDY.quantized})
+ALL_QUANTIZED = [*STUDY.quantized, *STUDY.trajectory]
+QUANTIZED_FROM = sorted({f"{RESULTS}/{ModelId.parse(model).float_parent}/manifest.json" for model in ALL_QUANTIZED})
 
 # Every artifact is a target, by itself: of a missing one whose consumers exist, Snakemake would plan nothing.
 UP_TO = {
@@ -88,7 +89,7 @@ def in_one_process(commands: list[str]) -> str:
     return f"openspectra {commands[0]}" if len(commands) == 1 else shlex.join(["openspectra", "batch", *commands])
 
 
-QUANTIZED = of_one_job(STUDY.quantized, "quantized")
+QUANTIZED = of_one_job(ALL_QUANTIZED, "quantized")
 EVALUATED = of_one_job(STUDY.models, "model")
 
 
@@ -102,7 +103,7 @@ wildcard_constraints:
     released=one_of(STUDY.imported),
     step=r"\d+",
     size=one_of(STUDY.sizes),
-    quantized=one_of(STUDY.quantized),
+    quantized=one_of(ALL_QUANTIZED),
     model=one_of(STUDY.models),
 
 

@@ -24,6 +24,9 @@ rule quantize_model:
         "{params.command} --threads {threads}"
 
 
+ruleorder: quantize_model > quantize_checkpoint
+
+
 use rule quantize_model as quantize_checkpoint with:  # made when asked for
     input:
         configs=f"{RESULTS}/configs/{{checkpoint}}.json",

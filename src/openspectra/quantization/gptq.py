@@ -182,4 +182,5 @@ def _counts(config: QuantizeConfig, model: Artifact) -> dict[str, Any]:
         "num_linear_parameters": linear,
         "bits_per_weight": width,
         "model_size_bits": model_size_bits(linear, counted, width),
+        **({"tokens_seen": metrics["tokens_seen"]} if "tokens_seen" in metrics else {}),
     }
