@@ -32,31 +32,32 @@ class ModelConfig(QuantizeConfig):
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
     """A folder with tokens and three random FloatLMs: `odd`, whose sides no block of 32 divides, `even`, and `broken`,
-    the second block of which gives infinities to its last matrix."""
+    in whose second block the matrices behind the second norm read infinities."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "data").mkdir()
     lines = (json.dumps({"text": text}) + "\n" for text in texts(60))
     (folder / "data/a.jsonl").write_text("".join(lines))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENSPECTRA_DATA", str(folder / "data"))
-        DataStudy(study_of(corpus=corpus_of()), folder).tokens()
+        for split in ("valid", "train"):
+            DataStudy(study_of(corpus=corpus_of()), folder).tokens(split)
     for name, hidden, intermediate in (("odd", 100, 204), ("even", 64, 96)):
         make_model(folder / name, hidden, intermediate, open_artifact(folder / "tokenizer"))
-    make_model(folder / "broken", 64, 96, open_artifact(folder / "tokenizer"), gates_of_last=1e38)
+    make_model(folder / "broken", 64, 96, open_artifact(folder / "tokenizer"), last_norm=float("inf"))
     return folder
 
 
 def make_model(
-    folder: Path, hidden: int, intermediate: int, tokenizer: Artifact, gates_of_last: float | None = None
+    folder: Path, hidden: int, intermediate: int, tokenizer: Artifact, last_norm: float | None = None
 ) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    layers = 2 if gates_of_last else 1
+    layers = 2 if last_norm else 1
     shape = {"hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers}
     llama = LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2, vocab_size=384, max_position_embeddings=64))
-    if gates_of_last:
-        torch.nn.init.constant_(llama.model.layers[1].mlp.gate_proj.weight, gates_of_last)
+    if last_norm:
+        torch.nn.init.constant_(llama.model.layers[1].post_attention_layernorm.weight, last_norm)
     config = ModelConfig(model_id="quantlm/1L-8bit", bits=8, group_size=-1, **SAMPLING)
     with write_artifact(folder, "pretrain", config, {}) as draft:
         llama.save_pretrained(draft.folder)
@@ -124,9 +125,9 @@ def test_one_process_makes_several_and_what_fails_keeps_none_of_the_others(proje
     made = [command(project, "even", bits, f"some/{bits}") for bits in (8, 2)]
     finished = run(*batch(project, broken, *made), cwd=project)
     assert finished.returncode == 1
-    (line,) = (line for line in finished.stdout.splitlines() if line.startswith("openspectra: "))
+    (line,) = [line for line in finished.stdout.splitlines() if line.startswith("openspectra: ")]
     assert line.startswith(
-        "openspectra: quantlm/1L-4bit: model.layers.1.mlp.down_proj: its inputs are no finite numbers"
+        "openspectra: quantlm/1L-4bit: model.layers.1.mlp.gate_proj: its inputs are no finite numbers"
     )
     assert not (project / "some/broken" / MANIFEST).exists()
     before = {name: files_of(project / "some" / name) for name in ("8", "2")}

@@ -112,32 +112,35 @@ def _errors_let_through() -> Iterator[None]:
 
 @contextmanager
 def _nothing_but_gptq(model_id: str) -> Iterator[None]:
-    """Refuse the Hessians that gptqmodel would mend: with numbers that are not finite, or by a floor on its diagonal."""
+    """Refuse the Hessians that gptqmodel would mend, by a floor on the diagonal, and name the layer of whatever fails."""
     import torch
     from gptqmodel.quantization.gptq import GPTQ
 
-    invert = GPTQ.hessian_inverse
+    invert, solve = GPTQ.hessian_inverse, GPTQ.quantize
 
-    def checked(layer, hessian):
+    def checked_inverse(layer, hessian):
         if not torch.isfinite(hessian).all():
-            raise OpenSpectraError(
-                f"{model_id}: {layer.name}: its inputs are no finite numbers on the calibration text; the FloatLM is broken, "
-                "train it anew or take a checkpoint from before."
+            raise ValueError(
+                "its inputs are no finite numbers on the calibration text; the FloatLM is broken, train it anew or take a "
+                "checkpoint from before"
             )
         diagonal = hessian.diagonal().clone()
         factor, damping = invert(layer, hessian)
         if factor is None or not torch.equal(hessian.diagonal(), diagonal):
-            raise OpenSpectraError(
-                f"{model_id}: {layer.name}: its Hessian has no inverse, whatever the damping below 1; "
-                "use more calibration samples."
-            )
+            raise ValueError("its Hessian has no inverse, whatever the damping below 1; use more calibration samples")
         return factor, damping
 
-    GPTQ.hessian_inverse = checked
+    def named(layer, **keys):
+        try:
+            return solve(layer, **keys)
+        except ValueError as error:
+            raise OpenSpectraError(f"{model_id}: {layer._named_module.full_name}: {error}.") from error
+
+    GPTQ.hessian_inverse, GPTQ.quantize = checked_inverse, named
     try:
         yield
     finally:
-        GPTQ.hessian_inverse = invert
+        GPTQ.hessian_inverse, GPTQ.quantize = invert, solve
 
 
 def _layer_row(row: dict[str, str], config: QuantizeConfig, damping_step: float) -> dict[str, Any]:
