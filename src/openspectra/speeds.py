@@ -25,6 +25,7 @@ STARTS = {
     "build_tasks": 0.3,
     "check_contamination": 0.2,
     "pretrain_model": 1.3,
+    "publish_checkpoint": 0.15,  # ASSUME: as the jobs of data; not part of the demo
     "import_release": 1.0,  # ASSUME: as render_report; not part of the demo
     "quantize_model": 1.2,
     "evaluate_model": 1.1,

@@ -17,8 +17,8 @@ STAGE_VERSIONS = {
     "pretrain": 3,
     "checkpoint": 2,
     "release": 1,
-    "quantize": 3,
+    "quantize": 4,
     "tasks": 1,
     "evaluate": 2,
-    "report": 5,
+    "report": 6,
 }

@@ -105,6 +105,21 @@ class Study(StudyFile):
         ]
         return {model_id: self.quantize_config(model_id) for model_id in ids}
 
+    @cached_property
+    def trajectory(self) -> dict[str, QuantizeConfig]:
+        """Resolved config of every QuantLM of a checkpoint that the study asks for, by model id."""
+        section = self.quantization and self.quantization.trajectory
+        if not section:
+            return {}
+        ids = [
+            str(ModelId(QUANTLM, parent.size, parent.variant, step, bits))
+            for name, run in self.pretrained.items()
+            if (parent := ModelId.parse(name)).family == "floatlm"
+            for step in sorted(run.checkpoint_steps if section.steps == "all" else set(section.steps))
+            for bits in dict.fromkeys(section.bits)
+        ]
+        return {model_id: self.quantize_config(model_id) for model_id in ids}
+
     def quantize_config(self, model_id: str) -> QuantizeConfig:
         """Return the resolved config of a QuantLM, of a final model or of a checkpoint (`quantlm/99M@1000-4bit`)."""
         section, model = self.quantization, ModelId.parse(model_id)
@@ -124,6 +139,26 @@ class Study(StudyFile):
     def models(self) -> list[str]:
         """The id of every model that is made."""
         return [*self.pretrained, *self.imported, *self.quantized]
+
+    @cached_property
+    def shares_processes(self) -> bool:
+        """Whether all QuantLMs of a size are made by one process, and all its models evaluated by one.
+
+        So it is where libraries take longer to load than anything takes to compute. Larger models have a job each, which
+        a cluster runs side by side; so have the variants of a study, of which sizes have different numbers.
+        """
+        is_small = not any(run.is_compiled for run in self.recipes.values())
+        has_variants = any(ModelId.parse(model_id).variant for model_id in self.recipes)
+        return is_small and not has_variants and not self.released
+
+    def jobs_of(self, models: list[str]) -> dict[str, list[str]]:
+        """Return which of `models` one job quantizes or evaluates, by what names the job: a size, or the model itself."""
+        if not self.shares_processes:
+            return {model: [model] for model in models}
+        jobs: dict[str, list[str]] = {}
+        for model in models:
+            jobs.setdefault(ModelId.parse(model).size, []).append(model)
+        return jobs
 
     @property
     def compared_models(self) -> list[str]:
@@ -224,7 +259,10 @@ class Study(StudyFile):
         if self.checks_contamination:
             places["contamination"] = "contamination"
         places |= dict.fromkeys(self.pretrained, "pretrain") | dict.fromkeys(self.imported, "release")
-        places |= dict.fromkeys(self.quantized, "quantize")
+        checkpoints = [str(ModelId.parse(model).float_parent) for model in self.trajectory]
+        places |= dict.fromkeys(checkpoints, "checkpoint") | dict.fromkeys(
+            [*self.quantized, *self.trajectory], "quantize"
+        )
         suites = self.evaluation.suites if self.evaluation else ()
         return places | {f"evaluation/{model}/{suite}": "evaluate" for model in self.models for suite in suites}
 
@@ -290,6 +328,7 @@ def load_study(path: Path) -> Study:
     problems = [*_shape_problems(study), *_engine_problems(study)]
     if not problems:
         try:
+            problems += _trajectory_problems(study)
             _ = study.pretrained, study.imported, study.quantized
         except ValidationError as error:
             raise ConfigError(describe_problems(str(path), error, PretrainConfig)) from None
@@ -302,7 +341,7 @@ def load_study(path: Path) -> Study:
 
 def resolved_configs(study: Study, name: str) -> dict[str, Config]:
     """Return every stage config of the study called `name`, by the path of its artifact below `results/<name>`."""
-    configs = study.data_configs | study.pretrained | study.imported | study.quantized
+    configs = study.data_configs | study.pretrained | study.imported | study.quantized | study.trajectory
     if study.evaluation:
         if study.evaluation.built_tasks:
             configs["tasks"] = study.evaluation.built_tasks
@@ -378,6 +417,22 @@ def _engine_problems(study: Study) -> list[str]:
             f"has as many bytes; got {length}. Lengthen it, or leave the task out of evaluation.built_tasks.tasks."
         )
     return problems
+
+
+def _trajectory_problems(study: Study) -> list[str]:
+    """Return which steps are to be quantized whose weights no training keeps."""
+    section = study.quantization and study.quantization.trajectory
+    if not section or section.steps == "all":
+        return []
+    kept = set.intersection(
+        *(set(run.checkpoint_steps) for run in study.pretrained.values() if run.family == "floatlm")
+    )
+    if not (absent := sorted(set(section.steps) - kept)):
+        return []
+    return [
+        f"quantization.trajectory.steps: no weights are kept at {', '.join(map(str, absent))}; "
+        f"kept: {', '.join(map(str, sorted(kept)))} (training.checkpoints_per_run)."
+    ]
 
 
 def _rates_of(rates: PeakRates, family: str, size: str) -> list[float]:

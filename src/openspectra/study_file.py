@@ -100,6 +100,14 @@ class TrainingConfig(Config):
     export_dtype: Literal["float32", "float16"]
 
 
+class TrajectoryConfig(Config):
+    """Checkpoints of every FloatLM that are quantized too: the report draws the loss that this adds over training."""
+
+    steps: Literal["all"] | Annotated[list[PositiveInt], Field(min_length=1)]
+    """Steps whose weights a training keeps; `all`: every one."""
+    bits: Annotated[list[Bits], Field(min_length=1)]
+
+
 class QuantizationConfig(Config):
     """The QuantLMs: GPTQ of every FloatLM at each width."""
 
@@ -115,11 +123,12 @@ class QuantizationConfig(Config):
     """Whether GPTQ takes the columns in the order of their activations."""
     damp_percent: Damping = 0.01  # ASSUME: the paper does not state it; the default of GPTQ's own code
     """What GPTQ adds to the diagonal of the Hessian, as a share of its mean."""
+    trajectory: TrajectoryConfig | None = None
 
     @model_validator(mode="after")
     def _complete(self):
-        missing = sorted(set(self.bits) - set(self.group_size))
-        if missing:
+        widths = {*self.bits, *(self.trajectory.bits if self.trajectory else [])}
+        if missing := sorted(widths - set(self.group_size)):
             raise ValueError(f"`group_size` needs an entry for every width in `bits`; got none for {missing}.")
         return self
 
@@ -160,6 +169,8 @@ class StudyFile(Config):
 
     @model_validator(mode="after")
     def _text_is_given(self):
+        if self.released and self.quantization and self.quantization.trajectory:
+            raise ValueError("`quantization.trajectory` needs trainings, whose checkpoints it quantizes; drop it.")
         if self.released and not (self.corpus or self.token_files):
             built = self.evaluation and self.evaluation.built_tasks
             wanting = [

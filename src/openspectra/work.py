@@ -5,7 +5,7 @@ the assumption stands here. Times are a matter of the machine and stand in `plan
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from openspectra.evaluation.config import EvaluateConfig, TasksConfig
 from openspectra.model_ids import QUANTLM, ModelId
@@ -24,6 +24,7 @@ RULES = {
     "tasks": "build_tasks",
     "contamination": "check_contamination",
     "pretrain": "pretrain_model",
+    "checkpoint": "publish_checkpoint",
     "release": "import_release",
     "quantize": "quantize_model",
     "evaluate": "evaluate_model",
@@ -90,6 +91,7 @@ def jobs_of(study: Study) -> list[Job]:
     jobs = [_job(study, place, stage, of_stage) for place, stage in places.items() if stage != "evaluate"]
     if study.evaluation:
         jobs += [_evaluation(study, model, (*of_stage["tasks"], *of_stage["benchmarks"])) for model in study.models]
+    jobs = _sharing_processes(jobs) if study.shares_processes else jobs
     jobs.append(Job("report", RULES["report"], tuple(job.name for job in jobs)))
     return [*jobs, Job("tracking", RULES["track"], ("report",))]
 
@@ -152,6 +154,9 @@ def _job(study: Study, place: str, stage: str, of_stage: dict[str, tuple[str, ..
         flop = training_flop(run) + FORWARD * run.shape.num_parameters * validation_tokens(run)
         batches = math.ceil(run.max_steps * run.global_batch_size / 8)
         return Job(place, rule, after, place, flop, training_tokens(run), batches, disk_bytes=run_folder_bytes(run))
+    if stage == "checkpoint":
+        trained = str(replace(ModelId.parse(place), step=None))
+        return Job(place, rule, (trained,), place, disk_bytes=4 * study.recipes[trained].shape.num_parameters)
     if stage == "release":
         return Job(place, rule, after, place, disk_bytes=2 * study.recipes[place].shape.num_parameters)
     if stage == "quantize":
@@ -168,10 +173,30 @@ def _job(study: Study, place: str, stage: str, of_stage: dict[str, tuple[str, ..
     return Job(place, rule, after, **work)
 
 
+def _sharing_processes(jobs: list[Job]) -> list[Job]:
+    """Return the jobs, where the quantizations of all models of a size are one, and their evaluations another."""
+    members: dict[str, list[Job]] = {}
+    for job in jobs:
+        kind = {RULES["quantize"]: QUANTLM, RULES["evaluate"]: "evaluation"}.get(job.rule)
+        members.setdefault(f"{kind}/{ModelId.parse(job.model_id).size}" if kind else job.name, []).append(job)
+    name_of = {job.name: name for name, several in members.items() for job in several}
+    work = ("flop", "tokens", "passes", "disk_bytes")
+    return [
+        replace(
+            several[0],
+            name=name,
+            after=tuple(dict.fromkeys(name_of[cause] for job in several for cause in job.after)),
+            model_id=several[0].model_id if name in name_of else f"floatlm/{name.partition('/')[2]}",
+            **{key: sum(getattr(job, key) for job in several) for key in work},
+        )
+        for name, several in members.items()
+    ]
+
+
 def _quantization(study: Study, place: str, data: tuple[str, ...]) -> Job:
     """GPTQ: two forward passes of the calibration set, a Hessian per matrix, and its inverse (in x in per matrix)."""
-    config, parent = study.quantized[place], str(ModelId.parse(place).float_parent)
-    shape = study.recipes[parent].shape
+    config, model = study.quantize_config(place), ModelId.parse(place).float_parent
+    parent, shape = str(model), study.recipes[str(replace(model, step=None))].shape
     tokens = float(config.num_calibration_samples * config.calibration_sequence_length)
     inputs = [shape.hidden_size] * 6 + [shape.intermediate_size]  # q, k, v, o, gate, up; down
     hessians = shape.num_hidden_layers * sum(2 * tokens * width**2 + width**3 for width in inputs)

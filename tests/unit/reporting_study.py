@@ -89,15 +89,15 @@ class FakeStudy:
             lambda draft: self._fill_pretrained(draft, model_id, valid_loss, records or {}),
         )  # fmt: skip
 
-    def add_quantized(self, size: str, bits: int, calibration_set: int = 0) -> Artifact:
-        """Add the QuantLM of a size at a width."""
+    def add_quantized(self, size: str, bits: int, calibration_set: int = 0, step: int | None = None) -> Artifact:
+        """Add the QuantLM of a size at a width, or of its checkpoint; the earlier, the less the width costs."""
         config = QuantizeConfig(
-            model_id=str(ModelId("quantlm", size, bits=bits, calibration=calibration_set or None)), bits=bits, group_size=128 if bits < 6 else -1,
+            model_id=str(ModelId("quantlm", size, step=step, bits=bits, calibration=calibration_set or None)), bits=bits, group_size=128 if bits < 6 else -1,
             num_calibration_samples=32, calibration_sequence_length=128, seed=1,
         )  # fmt: skip
         return self.add(
             config.model_id, "quantize", config, {"model": f"floatlm/{size}", "tokens_train": "tokens/train"},
-            lambda draft: self._fill_quantized(draft, size, bits),
+            lambda draft: self._fill_quantized(draft, size, bits, calibration_set, step or 1500),
         )  # fmt: skip
 
     def add_evaluation(
@@ -159,11 +159,13 @@ class FakeStudy:
         draft.metrics |= {"tokens_seen": int(curve["tokens_seen"].iloc[-1]), "valid_loss": float(final)}
         draft.metrics["final_train_loss"] = float(final)
 
-    def _fill_quantized(self, draft: ArtifactDraft, size: str, bits: int) -> None:
-        row = {"layer": 0, "module": "q_proj", "loss": 0.01, "num_samples": 32, "damp_percent": 0.01}
+    def _fill_quantized(self, draft: ArtifactDraft, size: str, bits: int, calibration_set: int, step: int) -> None:
+        row = {"layer": 0, "module": "q_proj", "loss": 0.01, "num_samples": 32, "damp_percent": 0.01, "retries": 0}
         pd.DataFrame([row]).to_csv(draft.folder / "layers.csv", index=False)
         draft.metrics |= size_metrics(pretrain_config(f"floatlm/{size}").shape, BITS_PER_WEIGHT[bits])
-        draft.metrics["mean_layer_loss"] = 0.01
+        draft.metrics |= {"mean_layer_loss": 0.01, "num_damping_retries": 0, "tokens_seen": step * 16 * 128}
+        cost = (PENALTY[bits] + 0.0001 * calibration_set) * step / 1500
+        draft.metrics |= {"kl": cost, "rounding_kl": 4 * cost, "added_loss": cost, "rounding_added_loss": 3 * cost}
 
     def _fill_evaluation(self, draft: ArtifactDraft, model_id: str, tasks: tuple[str, ...]) -> None:
         loss = expected_loss(ModelId.parse(model_id))

@@ -55,7 +55,7 @@ def test_schema_file_is_the_one_the_types_give():
         ("training/total_tokns", 1, "did you mean `total_tokens`"),
         ("sizes/2L/hiden_size", 1, "did you mean `hidden_size`"),
         ("families/trilm/peak_lrs", {}, "did you mean `peak_lr`"),
-        ("quantization/bits", [5], "should be 3, 4, 6 or 8; got 5"),
+        ("quantization/bits", [9], "should be 2, 3, 4, 5, 6, 7 or 8; got 9"),
         ("training/total_tokens", "many", "training.total_tokens: input should be a valid integer; got 'many'"),
         ("training/total_tokens", True, "valid integer; got True"),
         ("training/total_tokens", 0, "greater than or equal to 1; got 0"),

@@ -189,9 +189,18 @@ def read_table(path: Path, columns: tuple[str, ...], text: tuple[str, ...]) -> p
     return table
 
 
+def of_checkpoint(artifact: Artifact) -> bool:
+    """Return whether this is the QuantLM of a checkpoint, which is shown over training and not among the models."""
+    return (
+        artifact.manifest.stage == "quantize" and ModelId.parse(artifact.manifest.config["model_id"]).step is not None
+    )
+
+
 def _models(artifacts: list[Artifact], plan: Plan | None) -> list[Model]:
     """Return every model given or planned, and the gaps in the grid of sizes and kinds, ordered by size and kind."""
-    made = [artifact for artifact in artifacts if artifact.manifest.stage in MODEL_STAGES]
+    made = [
+        artifact for artifact in artifacts if artifact.manifest.stage in MODEL_STAGES and not of_checkpoint(artifact)
+    ]
     evaluations = [artifact for artifact in artifacts if artifact.manifest.stage == "evaluate"]
     models = [_with_evaluations(artifact, evaluations, plan) for artifact in made]
     given = {model.id for model in models}

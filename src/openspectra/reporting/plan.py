@@ -25,6 +25,7 @@ class Plan:
     """The artifacts that the report of a study is about, by the names that are also their folders below its results."""
 
     data: list[str]
+    """With the QuantLMs of checkpoints, which are neither evaluated nor compared."""
     models: list[str]
     suites: dict[str, list[str]]
     """Tasks by suite; every model is evaluated on every suite."""
@@ -78,7 +79,7 @@ class Plan:
 
 def plan_of(study: Study, logs: Path | None = None) -> Plan:
     """Return what the report of a study is about; the log files of its jobs, where given, say what failed."""
-    data = [place for place, stage in study.artifacts.items() if stage in DATA_STAGES]
+    data = [place for place, stage in study.artifacts.items() if stage in DATA_STAGES] + list(study.trajectory)
     suites = study.evaluation.suites if study.evaluation else {}
     parameters: dict[str, int] = {}
     for model_id, run in (study.pretrained | study.imported).items():
@@ -90,7 +91,7 @@ def plan_of(study: Study, logs: Path | None = None) -> Plan:
 
 def _failures(study: Study, logs: Path) -> dict[str, list[str]]:
     rules = dict.fromkeys(study.pretrained, "pretrain_model") | dict.fromkeys(study.imported, "import_release")
-    rules |= dict.fromkeys(study.quantized, "quantize_model")
+    rules |= dict.fromkeys([*study.quantized, *study.trajectory], "quantize_model")
     paths = {model: logs / rule / f"{model}.log" for model, rule in rules.items()}
     paths |= {f"evaluation/{model}": logs / "evaluate_model" / f"{model}.log" for model in study.models}
     return {place: lines for place, path in paths.items() if (lines := failure_in(path))}

@@ -31,6 +31,7 @@ from openspectra.reporting.findings import findings
 from openspectra.reporting.formats import counted
 from openspectra.reporting.load import Results
 from openspectra.reporting.provenance import AssumptionList, LineageTable
+from openspectra.reporting.quantization import quantization_section
 from openspectra.reporting.scaling_figures import Score
 from openspectra.reporting.scaling_law import MIN_SIZES
 from openspectra.reporting.section import FigureGroup, Section, View
@@ -54,6 +55,7 @@ def study_sections(config: ReportConfig, results: Results, losses: DocumentLosse
         scaling_section(results, model_table),
         gaps_section(results, losses, gaps),
         duels_section(results),
+        quantization_section(results),
     ]
 
 
