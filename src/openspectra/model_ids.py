@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 QUANTLM = "quantlm"
 _PATTERN = re.compile(
-    r"(?P<family>[a-z]+)/(?P<size>[0-9A-Za-z]+(?:\.[0-9A-Za-z]+)?)"
+    r"(?P<family>[a-z][a-z0-9_]*)/(?P<size>[0-9A-Za-z]+(?:\.[0-9A-Za-z]+)?)"
     r"(?:\+(?P<variant>[A-Za-z0-9.-]*?[A-Za-z0-9]))?(?:@(?P<step>\d+))?"
     r"(?:-(?P<bits>\d+)bit(?:-c(?P<calibration>\d+))?)?"
 )

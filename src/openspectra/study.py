@@ -27,8 +27,7 @@ from openspectra.data.config import (
 from openspectra.errors import ConfigError
 from openspectra.evaluation.config import BUILT_TASKS, SNIPPET_BYTES, BenchmarksConfig
 from openspectra.model.config import LlamaShape, ReleaseConfig
-from openspectra.model.families import load_family
-from openspectra.model.size import bits_per_weight, counted_parameters, model_size_bits, padded_rows
+from openspectra.model.size import bits_per_weight, counted_parameters, model_size_bits, padded_rows, parameters_of
 from openspectra.model_ids import QUANTLM, ModelId, rate_label
 from openspectra.quantization.config import BLOCK, BLOCK_BITS, GROUP_SIZES, MIN_CALIBRATION_LENGTH, QuantizeConfig
 from openspectra.reporting.config import ReportConfig
@@ -273,8 +272,7 @@ class Study(StudyFile):
     def _size_in_bits(self, model: ModelId) -> float:
         trained = model.float_parent if model.family == QUANTLM else model
         shape = self.recipes[str(trained)].shape
-        absent = 0 if load_family(trained.family).has_block_norms else shape.num_block_norm_parameters
-        counted = counted_parameters(shape.num_parameters - absent, shape, self.tokenizer.vocab_size)
+        counted = counted_parameters(parameters_of(shape, trained.family), shape, self.tokenizer.vocab_size)
         group_size = self.quantization.group_size[model.bits] if model.bits else None
         return model_size_bits(shape.num_linear_parameters, counted, bits_per_weight(model.kind, group_size))
 

@@ -99,7 +99,7 @@ def relative(ours, reference):
 
 @pytest.mark.parametrize("layout", ["column", "row", "qkv"])
 @pytest.mark.parametrize("scales", [1, 2, 3, 6])
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", [name for name in FAMILY_NAMES if not name.startswith("tbt")])  # test_binary_ternary
 def test_layer_equals_numpy(family, scales, layout):
     rng = np.random.default_rng(scales)
     x, weight = rng.normal(size=(5, 48)), rng.normal(size=(36, 48)) * 0.02 + 0.001
@@ -136,7 +136,7 @@ def test_zero_matrix_stays_finite_and_zero():
 
 def test_eight_bit_activations_have_at_most_256_values_a_token():
     x = torch.randn(3, 4096, generator=torch.Generator().manual_seed(0))
-    rounded = load_family("bitnet").layer_input(x, EPS)
+    rounded = load_family("bitnet").activation("input", EPS)(x)
     for token in rounded:
         assert 128 < len(token.unique()) <= 256
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from loopback import free_port
+from safetensors import safe_open
 
 from openspectra.artifacts import open_artifact
 
@@ -315,8 +316,9 @@ IN_FULL = [(1, "ddp"), (2, "ddp"), (3, "ddp"), *IN_HALF]
     [(*layout, "32-true") for layout in IN_FULL]
     + [pytest.param(*layout, "16-mixed", marks=pytest.mark.slow) for layout in IN_HALF],
 )
-def test_killed_ranks_end_bit_identical(tiny, nursery, tmp_path, ranks, strategy, precision):
+def test_killed_ranks_end_bit_identical(tiny, nursery, tmp_path, ranks, strategy, precision, family="trilm"):
     changes = {"global_batch_size": 2 * ranks, "precision": precision, "max_steps": 24, "valid_sequences": 4}
+    changes |= {"family": family}
     options = ("--devices", str(ranks), "--strategy", strategy, "--micro-batch", "1")
     results = []
     for name in ("straight", "killed"):
@@ -336,6 +338,16 @@ def test_killed_ranks_end_bit_identical(tiny, nursery, tmp_path, ranks, strategy
         metrics = results[0]["metrics"]
         assert 1 < metrics["num_skipped_steps"] < 20 and metrics["min_loss_scale"] < 2.0**29
         assert metrics["num_skipped_tokens"] == metrics["num_skipped_steps"] * 2 * ranks * 128
+
+
+@pytest.mark.parametrize(("ranks", "strategy"), [(1, "ddp"), (2, "ddp"), (2, "fsdp2")])
+@pytest.mark.slow
+def test_killed_ranks_of_learned_scales_end_bit_identical(tiny, nursery, tmp_path, ranks, strategy):
+    test_killed_ranks_end_bit_identical(tiny, nursery, tmp_path, ranks, strategy, "32-true", "tbt_w2a2")
+    for name in ("straight", "killed"):
+        weights = safe_open(tmp_path / name / "model/model.safetensors", "pt")
+        scales = [weights.get_tensor(key) for key in weights.keys() if key.endswith(".alpha")]  # noqa: SIM118
+        assert len(scales) == 16 and all(scale > 0 for scale in scales)
 
 
 def test_each_rank_writes_its_part_of_a_state_that_any_world_continues(tiny, nursery, tmp_path):

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from openspectra.data.tokens import Tokens
 from openspectra.errors import OpenSpectraError
+from openspectra.model.binary_ternary import first_scales, set_scales
 from openspectra.model.llama import Llama
 from openspectra.training import recipe
 from openspectra.training.checkpoint import CheckpointFolder
@@ -88,6 +89,7 @@ class Pretraining(L.LightningModule):
 
     def on_train_start(self) -> None:
         if self.step == 0:
+            self._start_scales()
             self.records.measure(self.step, self.llama)
         self.loss_sum = torch.zeros((), device=self.device)
         if self.world.size > 1 and not self.world.is_sharded:
@@ -121,6 +123,15 @@ class Pretraining(L.LightningModule):
         records.min_loss_scale = min(records.min_loss_scale, self.loss_scale)
         self.step += 1
         self._record(matrices["lr"])
+
+    def _start_scales(self) -> None:
+        """Let a family's learned scales begin with what the first text gives, outside compiled blocks, on all ranks alike."""
+        text = self.trainer.train_dataloader.dataset.first_text().to(self.device)
+        with self.trainer.precision_plugin.forward_context():
+            values = first_scales(self.llama, text)
+        if self.world.is_sharded:
+            self.llama.reshard()  # without a backward pass the root's weights would stay gathered
+        set_scales(self.llama, self.world.gather(values)[0])
 
     def _lay_out_buckets(self) -> None:
         """Pass forward and backward once without a step, after which DDP lays out its buckets of gradients anew.
