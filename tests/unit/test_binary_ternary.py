@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from openspectra.model.attention import FORMS
-from openspectra.model.binary_ternary import FLOOR, LearnedLevels, RoundedToBytes, first_scales, set_scales
+from openspectra.model.binary_ternary import (
+    FLOOR,
+    LearnedLevels,
+    RoundedToBytes,
+    first_scales,
+    measure_levels,
+    set_scales,
+)
 from openspectra.model.config import LlamaShape
 from openspectra.model.families import FAMILY_NAMES, load_family
 from openspectra.model.llama import Llama
@@ -142,6 +149,23 @@ def test_first_scales_are_measured_place_by_place(family):
     first = "model.layers.0.self_attn.activations.qkv"
     read = model.model.layers[0].input_layernorm(model.model.embed_tokens(text))
     assert values[first].item() == pytest.approx(2 * read.abs().mean().item(), rel=1e-6)
+
+
+def test_shares_of_levels_and_their_entropy():
+    model, text = model_of("tbt_w2a2"), torch.arange(48).view(2, 24)
+    set_scales(model, first_scales(model, text))
+    rows = {row["place"]: row for row in measure_levels(model, text)}
+    assert len(rows) == 16 and len(measure_levels(model_of("trilm"), text)) == 0
+    row = rows["model.layers.0.self_attn.qkv"]
+    layer = model.model.layers[0]
+    read = layer.input_layernorm(model.model.embed_tokens(text)).detach()
+    alpha = layer.self_attn.activations["qkv"].alpha.item()
+    assert row["scale"] == alpha and row["share_of_2"] == 0
+    shares = [row[f"share_of_{level}"] for level in (-1, 0, 1)]
+    assert shares[1] == pytest.approx((read.abs() <= alpha / 2).double().mean().item(), abs=1e-3)
+    assert sum(shares) == pytest.approx(1) and 0 < row["entropy_bits"] <= math.log2(3)
+    probabilities = rows["model.layers.0.self_attn.probabilities"]
+    assert probabilities["share_of_-1"] == 0 and probabilities["share_of_0"] < 1
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILY_NAMES if name.startswith("tbt")])

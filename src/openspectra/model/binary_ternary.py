@@ -6,7 +6,7 @@ sequence, so that neither the micro batch nor the ranks change it.
 """
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -102,8 +102,11 @@ class LearnedLevels(nn.Module):
         factor = 2.0 if is_signed else 4.0
         self.factor = factor if is_signed or bits == 1 else factor / math.sqrt(3)
         """First alpha over mean|x|."""
+        self.levels = (-1, 1) if is_signed and bits == 1 else tuple(range(-1 if is_signed else 0, self.largest + 1))
         self.first: Tensor | None = None
         self.is_starting = False
+        self.shares: list[float] | None = None
+        self.is_counting = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the level of every value of `x` [B, ...], in the precision of `x`."""
@@ -111,7 +114,15 @@ class LearnedLevels(nn.Module):
             self.first = self._first_alpha(x.detach())
         alpha = self.first if self.is_starting else self.alpha
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if self.is_counting:
+            self.shares = self._shares_of(wide, alpha)
         return Levels.apply(wide, alpha, self.largest, self.is_signed, self.is_binary).to(x.dtype)
+
+    def _shares_of(self, x: Tensor, alpha: Tensor) -> list[float]:
+        """Return the share of each level; of attention probabilities among those that the causal mask lets be."""
+        states = Levels.of(x / alpha.clamp(min=FLOOR), self.largest, self.is_signed, self.is_binary)
+        states = states if self.is_signed else states[x > 0]
+        return [(states == level).double().mean().item() for level in self.levels]
 
     def _first_alpha(self, x: Tensor) -> Tensor:
         """Return the first value [1] from `x`; of attention probabilities those that the causal mask lets be count."""
@@ -193,6 +204,27 @@ def first_scales(model: nn.Module, input_ids: Tensor) -> dict[str, Tensor]:
     for place in places.values():
         place.is_starting = False
     return {name: place.first for name, place in places.items()}
+
+
+def measure_levels(model: nn.Module, input_ids: Tensor) -> list[dict[str, Any]]:
+    """Return of every place with a learned scale the scale, each level's share on `input_ids` [B, T] and their entropy in bits."""
+    places = _learned(model)
+    for place in places.values():
+        place.is_counting = True
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        if places:
+            model(input_ids)
+    rows = []
+    for name, place in places.items():
+        place.is_counting = False
+        alpha = place.alpha.full_tensor() if hasattr(place.alpha, "full_tensor") else place.alpha
+        shares = dict(zip(place.levels, place.shares, strict=True))
+        rows.append(
+            {"place": name.replace(".activations", ""), "scale": alpha.item()}
+            | {f"share_of_{level}": shares.get(level, 0.0) for level in (-1, 0, 1, 2)}
+            | {"entropy_bits": -sum(share * math.log2(share) for share in shares.values() if share)}
+        )
+    return rows
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from openspectra.data.tokens import Tokens
 from openspectra.errors import OpenSpectraError
-from openspectra.model.binary_ternary import first_scales, set_scales
+from openspectra.model.binary_ternary import first_scales, measure_levels, set_scales
 from openspectra.model.llama import Llama
 from openspectra.training import recipe
 from openspectra.training.checkpoint import CheckpointFolder
@@ -133,6 +133,16 @@ class Pretraining(L.LightningModule):
             self.llama.reshard()  # without a backward pass the root's weights would stay gathered
         set_scales(self.llama, self.world.gather(values)[0])
 
+    @torch.no_grad()
+    def _levels(self) -> list[dict[str, Any]]:
+        """Return what rounded activations do on the first validation sequence, of families that learn their scales."""
+        sequence = torch.from_numpy(self.validation.batch(range(1))).to(self.device)[:, :-1]
+        with self.trainer.precision_plugin.forward_context():
+            rows = measure_levels(self.llama, sequence)
+        if self.world.is_sharded:
+            self.llama.reshard()
+        return rows
+
     def _lay_out_buckets(self) -> None:
         """Pass forward and backward once without a step, after which DDP lays out its buckets of gradients anew.
 
@@ -167,6 +177,8 @@ class Pretraining(L.LightningModule):
         if last or self.step % config.valid_every_steps == 0:
             records.add_validation(self.step, self.validation_losses(), self.validation)
             records.measure(self.step, self.llama)
+            for row in self._levels():
+                records.add("levels", self.step, row)
 
     def _stop_for(self, reason: str) -> None:
         text = reason.format(loss=self.step_loss, norm=self.gradient_norm, step=self.step)
