@@ -29,6 +29,8 @@ SETTINGS = {
     "TORCHAO_FORCE_SKIP_LOADING_SO_FILES": "1",
     "TORCHDYNAMO_DISABLE": "1",  # gptqmodel compiles its dequantization: 20 s for work of milliseconds
     "HF_HUB_OFFLINE": "1",
+    "LOGBAR_DISABLE_NOTEBOOK_DETECTION": "1",  # a failing import for each of a thousand lines
+    "LOGBAR_PROGRESS_OUTPUT_INTERVAL": "1000",
 }
 
 
