@@ -317,7 +317,7 @@ def test_unknown_task_names_the_nearest_one(model, tasks, tmp_path, monkeypatch)
         return manager(include_path=include_path, include_defaults=False)
 
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", without_defaults)
-    monkeypatch.setattr(harness, "_task_manager", harness._task_manager.__wrapped__)  # nothing of it is kept
+    monkeypatch.setattr(harness, "task_manager", harness.task_manager.__wrapped__)  # nothing of it is kept
     config = CONFIG.model_copy(update={"tasks": ["clozes", "zebra", "continuation"]})
     with pytest.raises(ConfigError) as caught:
         evaluate(config, model, tmp_path, tasks)

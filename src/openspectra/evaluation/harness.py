@@ -8,9 +8,10 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import tempfile
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from random import Random
 from typing import Any
 
@@ -19,6 +20,7 @@ from openspectra.data.local_files import data_folder
 from openspectra.errors import ConfigError, DamagedArtifactError, OpenSpectraError
 from openspectra.evaluation.build_tasks import TASK_TABLE
 from openspectra.evaluation.config import FILE_READERS, EvaluateConfig, TaskFiles
+from openspectra.evaluation.published import SPLITS, WITHOUT, source_split
 from openspectra.evaluation.scores import Scores, write_scores
 
 ENVIRONMENT = {
@@ -28,8 +30,9 @@ ENVIRONMENT = {
     "TQDM_DISABLE": "1",
 }
 """Set, where the caller has not, before the libraries that read them are imported."""
-DATA_COLUMNS = ("task", "num_items", "sha256")
-"""Of the items of each of lm-eval's own tasks: no parent of an evaluation holds them."""
+DATA_COLUMNS = ("task", "split", "num_items", "sha256", "revision")
+"""Of the items of each of lm-eval's own tasks, which no parent of an evaluation holds: the split they are from (`unknown`
+where a file does not say), and the commit of the hub's data set where they came from there."""
 
 
 class Evaluation:
@@ -58,7 +61,7 @@ class Evaluation:
         write_scores(scores, folder)
         own = [name for name in runs if not self.tasks or not self.tasks.has(f"{name}.jsonl")]
         if own:
-            rows = [row for name in own for row in _data_rows(runs[name]["tasks"])]
+            rows = [row for name in own for row in _data_rows(runs[name]["tasks"], config.files.get(name))]
             write_csv(folder / "data.csv", DATA_COLUMNS, rows)
         return scores.summary()
 
@@ -86,11 +89,9 @@ def load_tasks(
     once in a process.
     Raises `ConfigError` for tasks nobody knows, `OpenSpectraError` for those whose data cannot be had, a line each.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     built = json.loads(tasks.file(TASK_TABLE).read_text(encoding="utf-8")) if tasks else {}
     include_defaults = not set(names) <= set(built)
-    manager = _task_manager(tasks and (tasks.folder, tasks.sha256), include_defaults)
+    manager = task_manager(tasks and (tasks.folder, tasks.sha256), include_defaults)
     _require_known(names, manager.all_tasks)
     loaded, problems = {}, []
     with tempfile.TemporaryDirectory(prefix="openspectra-") as cache:
@@ -119,8 +120,10 @@ def load_tasks(
 
 
 @cache
-def _task_manager(built: tuple[Path, str] | None, include_defaults: bool):
+def task_manager(built: tuple[Path, str] | None, include_defaults: bool):
     """Return the index of lm-eval's own tasks and of those in a folder; the hash tells one content of it from another."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=str(built[0]) if built else None, include_defaults=include_defaults)
@@ -181,14 +184,35 @@ def _load_task_of_file(name: str, path: Path, manager, cache: str) -> dict[str, 
         ) from None
 
 
-def _data_rows(tasks: dict[str, Any]) -> list[dict[str, Any]]:
+def _data_rows(tasks: dict[str, Any], path: str | None) -> list[dict[str, Any]]:
     rows = []
     for name, task in tasks.items():
         digest = hashlib.sha256()
         for item in task.eval_docs:
             digest.update(json.dumps(item, ensure_ascii=False, sort_keys=True, default=str).encode() + b"\n")
-        rows.append({"task": name, "num_items": len(task.eval_docs), "sha256": digest.hexdigest()})
+        split = task.config.test_split or task.config.validation_split
+        info = task.dataset[split].info
+        rows.append(
+            {
+                "task": name,
+                "split": _split_in(path) if path else source_split(info.description or "") or split,
+                "num_items": len(task.eval_docs),
+                "sha256": digest.hexdigest(),
+                "revision": _revision(info.download_checksums or {}),
+            }
+        )
     return rows
+
+
+def _split_in(path: str) -> str:
+    """Return the split that the path of a file names."""
+    words = set(re.split(r"[^a-z]+", "/".join(PurePosixPath(path).parts).lower()))
+    return next((split for split in SPLITS if split in words), "unknown")
+
+
+def _revision(files: dict[str, Any]) -> str | None:
+    """Return the commit that files of the hub came from: `hf://datasets/owner/name@<commit>/...`."""
+    return next((found[1] for name in files if (found := re.match(r"hf://[^@]+@([0-9a-f]{7,40})/", name))), None)
 
 
 def _load_model(config: EvaluateConfig, model: Artifact):
@@ -221,6 +245,7 @@ def _run(config: EvaluateConfig, lm, run: dict[str, Any], model_id: str) -> dict
 
     for task in run["tasks"].values():
         if task.get_config("num_fewshot") != 0:
+            _require_examples(config, task)
             task.set_config(key="num_fewshot", value=config.num_fewshot)
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
     try:
@@ -231,6 +256,19 @@ def _run(config: EvaluateConfig, lm, run: dict[str, Any], model_id: str) -> dict
         raise OpenSpectraError(
             f"{model_id}: {names}: a perplexity is too large for a number; the model is broken."
         ) from None
+
+
+def _require_examples(config: EvaluateConfig, task) -> None:
+    """Refuse examples from a split that no file was given for. What `files` give is zero-shot by its config."""
+    split = task.config.test_split or task.config.validation_split
+    _, _, absent = (task.dataset[split].info.description or "").partition(WITHOUT)
+    if config.num_fewshot and absent:
+        raise ConfigError(
+            [
+                f"evaluate.num_fewshot: {task.config.task}: its data were laid out of files without {absent}; give that split "
+                "to `openspectra mirror`, or evaluate zero-shot."
+            ]
+        )
 
 
 def _sample(config: EvaluateConfig, tasks: dict[str, Any]) -> dict[str, list[int]] | None:
