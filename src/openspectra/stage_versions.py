@@ -20,5 +20,5 @@ STAGE_VERSIONS = {
     "quantize": 3,
     "tasks": 1,
     "evaluate": 3,
-    "report": 5,
+    "report": 6,
 }

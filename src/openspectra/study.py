@@ -29,7 +29,7 @@ from openspectra.evaluation.config import BUILT_TASKS, SNIPPET_BYTES, Benchmarks
 from openspectra.model.config import LlamaShape, ReleaseConfig
 from openspectra.model.families import load_family
 from openspectra.model.size import bits_per_weight, counted_parameters, model_size_bits, padded_rows
-from openspectra.model_ids import QUANTLM, ModelId, rate_label
+from openspectra.model_ids import QUANTLM, ModelId, rate_label, seed_label
 from openspectra.quantization.config import BLOCK, BLOCK_BITS, GROUP_SIZES, MIN_CALIBRATION_LENGTH, QuantizeConfig
 from openspectra.reporting.config import ReportConfig
 from openspectra.strict_yaml import read_yaml
@@ -84,10 +84,12 @@ class Study(StudyFile):
         """Config of every pretraining run that families and sizes describe, also where none is trained."""
         configs = {}
         for (family, size), rates in self.rates.items():
-            for rate, intervention in itertools.product(rates, self.families[family].interventions):
+            interventions, seeds = self.families[family].interventions, self.seeds or [self.seed]
+            for rate, intervention, seed in itertools.product(rates, interventions, seeds):
                 labels = [f"lr{rate_label(rate)}"] * (len(rates) > 1) + [intervention] * (intervention != "both")
+                labels += [seed_label(seed)] * (seed != self.seed)
                 model_id = str(ModelId(family, size, variant="-".join(labels) or None))
-                configs[model_id] = self._pretrain_config(model_id, family, size, rate, intervention)
+                configs[model_id] = self._pretrain_config(model_id, family, size, rate, intervention, seed)
         return configs
 
     @cached_property
@@ -241,7 +243,7 @@ class Study(StudyFile):
         return model_size_bits(shape.num_linear_parameters, counted, bits_per_weight(model.kind, group_size))
 
     def _pretrain_config(
-        self, model_id: str, family: FamilyName, size: SizeLabel, rate: float, intervention: Intervention
+        self, model_id: str, family: FamilyName, size: SizeLabel, rate: float, intervention: Intervention, seed: int
     ) -> PretrainConfig:
         training, recipe, row = self.training, self.families[family], self.sizes[size]
         max_steps, warmup_steps = self.max_steps(family), self.warmup_steps(family)
@@ -257,7 +259,7 @@ class Study(StudyFile):
                 initializer_range=training.initializer_range,
                 **row.model_dump(),
             ),
-            seed=self.seed,
+            seed=seed,
             precision=training.precision,
             sequence_length=training.sequence_length,
             global_batch_size=recipe.batch_tokens // training.sequence_length,

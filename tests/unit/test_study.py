@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from openspectra.errors import ConfigError
-from openspectra.model_ids import rate_label
+from openspectra.model_ids import ModelId, rate_label
 from openspectra.strict_yaml import read_yaml
 from openspectra.study import load_study, resolved_configs
 from openspectra.study_file import StudyFile
@@ -202,6 +202,21 @@ def test_schedule_ablation_is_a_switch(tmp_path):
         "trilm/2L+only-decay-stop": (None, None, 27),
         "trilm/2L+none": (None, None, None),
     }
+
+
+def test_seeds_make_variants_that_differ_in_the_seed_of_training_alone(tmp_path):
+    plain, study = load_study(TINY), load_study(changed(tmp_path, ("seeds", [1, 2, 3])))
+    variants = {"floatlm/2L", "floatlm/2L+seed2", "floatlm/2L+seed3", "trilm/2L", "trilm/2L+seed2", "trilm/2L+seed3"}
+    assert set(study.pretrained) == variants
+    assert study.pretrained["trilm/2L"] == plain.pretrained["trilm/2L"]  # what was trained before stays as it is
+    other = study.pretrained["trilm/2L+seed2"].model_dump()
+    assert other == plain.pretrained["trilm/2L"].model_dump() | {"model_id": "trilm/2L+seed2", "seed": 2}
+    quantized = study.quantized["quantlm/2L+seed3-4bit"]
+    assert quantized.seed == plain.seed  # calibrated on the same text
+    assert str(ModelId.parse("quantlm/2L+seed3-4bit").first_seed) == "quantlm/2L-4bit"
+    assert str(ModelId.parse("trilm/2L+lr4e-3-seed2@8").first_seed) == "trilm/2L+lr4e-3@8"
+    for seeds in ([2, 3], [1, 1]):
+        assert "`seeds` must hold `seed`, 1, and each seed once" in problems(changed(tmp_path, ("seeds", seeds)))
 
 
 def test_large_runs_are_compiled_and_small_ones_are_not(monkeypatch):

@@ -93,6 +93,15 @@ class Results:
         ]
 
     @cached_property
+    def seeds(self) -> dict[str, list[Model]]:
+        """The training runs of each model that was trained with several seeds, or quantized from such, its own first."""
+        runs: dict[str, list[Model]] = {}
+        for model in self.models:
+            runs.setdefault(str(model.id.first_seed), []).append(model)
+        own_first = {name: sorted(found, key=lambda each: str(each.id) != name) for name, found in runs.items()}
+        return {name: found for name, found in own_first.items() if len(found) > 1}
+
+    @cached_property
     def sizes(self) -> list[str]:
         """Size labels, smallest model first."""
         return list(dict.fromkeys(model.id.size for model in self.models))

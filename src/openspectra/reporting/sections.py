@@ -34,6 +34,7 @@ from openspectra.reporting.provenance import AssumptionList, LineageTable
 from openspectra.reporting.scaling_figures import Score
 from openspectra.reporting.scaling_law import MIN_SIZES
 from openspectra.reporting.section import FigureGroup, Section, View
+from openspectra.reporting.seeds import seeds_section
 from openspectra.reporting.statistics import LEVEL_TEXT, DocumentLosses, main_scores, mean_accuracy
 from openspectra.reporting.tables import TRAINING_KEYS, Gap, training_of
 from openspectra.reporting.twins import Trajectory
@@ -53,6 +54,7 @@ def study_sections(config: ReportConfig, results: Results, losses: DocumentLosse
         models_section(config, results, losses, model_table),
         scaling_section(results, model_table),
         gaps_section(results, losses, gaps),
+        seeds_section(results, losses),
         duels_section(results),
     ]
 
@@ -151,7 +153,7 @@ def models_section(
         "Models",
         f"Test loss with its {LEVEL_TEXT} interval from {config.num_resamples} resamples of the test documents; accuracies "
         f"with their standard error. {_origin(results)}Sizes follow the paper's rule: linear weights at the bits of the "
-        "family, everything else at 16. One training run per model.",
+        f"family, everything else at 16. {_runs(results)}.",
         notes,
         [views.model_view(results, losses)],
         {"models.csv": model_table, "scores.csv": tables.score_table(results)},
@@ -225,9 +227,13 @@ def gaps_section(results: Results, losses: DocumentLosses, gaps: list[Gap]) -> S
     )
     parts = [*([figures] if figures.drawings else []), views.gap_view(gaps)] if gaps else []
     lead = Markup(
-        "<strong>One training run: the interval covers the choice of test documents, not the seed.</strong> "
+        "<strong>{}</strong> "
         "Each resample draws the same documents for both members. Batch, steps and warm-up stand as model | baseline; "
         "a QuantLM has those of the FloatLM it was made from."
+    ).format(
+        "The interval covers the choice of test documents; what the seed does stands under Spread over seeds."
+        if results.seeds
+        else "One training run: the interval covers the choice of test documents, not the seed."
     )
     csv = {"gaps.csv": tables.gap_table(gaps, losses)}
     return Section("gaps", "Paired differences", "Paired differences", lead, [], parts, csv)
@@ -444,6 +450,14 @@ def _origin(results: Results) -> str:
     return "".join(
         [*sentences, f"Tasks of lm-eval with items of their own: {', '.join(others)}. "] if others else sentences
     )
+
+
+def _runs(results: Results) -> str:
+    """Return how often each model was trained."""
+    if not results.seeds:
+        return "One training run per model"
+    most = max(map(len, results.seeds.values()))
+    return f"Up to {most} training runs per model, which differ in their seed; figures show the first"
 
 
 def _mean_note(results: Results) -> str:
