@@ -7,6 +7,7 @@ import csv
 import itertools
 import math
 import re
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from openspectra.study_file import (
     SizeLabel,
     StudyFile,
 )
-from openspectra.training.config import FamilyName, PretrainConfig
+from openspectra.training.config import CheckpointConfig, FamilyName, PretrainConfig
 
 
 class Study(StudyFile):
@@ -107,6 +108,51 @@ class Study(StudyFile):
         ]
         return {model_id: self.quantize_config(model_id) for model_id in ids}
 
+    @cached_property
+    def checkpoints(self) -> dict[str, CheckpointConfig | QuantizeConfig]:
+        """Resolved config of every checkpoint that is evaluated, and of those that such QuantLMs are made from.
+
+        Raises `ConfigError` for what no training keeps.
+        """
+        asked = self.evaluation.checkpoints if self.evaluation else None
+        if asked == "all":
+            asked = [f"{name}@{step}" for name, run in self.pretrained.items() for step in sorted(run.checkpoint_steps)]
+        found: dict[str, CheckpointConfig | QuantizeConfig] = {}
+        problems = []
+        for name in asked or []:
+            try:
+                model = ModelId.parse(name)
+                found |= self._checkpoint_configs(model)
+            except ValueError as error:
+                problems.append(f"evaluation.checkpoints: {error}")
+        if problems:
+            raise ConfigError(problems)
+        return found
+
+    @property
+    def evaluated_checkpoints(self) -> list[str]:
+        """The ids of the checkpoints that are evaluated."""
+        asked = self.evaluation.checkpoints if self.evaluation else None
+        return list(self.checkpoints) if asked == "all" else list(asked or [])
+
+    def _checkpoint_configs(self, model: ModelId) -> dict[str, CheckpointConfig | QuantizeConfig]:
+        """Return the configs that one evaluated checkpoint needs. Raises `ValueError` for what no training keeps."""
+        trained = model.float_parent if model.family == QUANTLM else model
+        run = self.pretrained.get(str(replace(trained, step=None)))
+        if run is None:
+            raise ValueError(
+                f"{model}: no model is trained to keep it; name one of {', '.join(self.pretrained)} with @step."
+            )
+        if model.step not in run.checkpoint_steps:
+            kept = ", ".join(map(str, sorted(run.checkpoint_steps)))
+            raise ValueError(f"{model}: no weights are kept of this step; kept: {kept}.")
+        configs = {str(trained): CheckpointConfig(model_id=str(trained), family=run.family, step=model.step)}
+        if model.family == QUANTLM:
+            if str(replace(model, step=None)) not in self.quantized:
+                raise ValueError(f"{model}: the study makes no {replace(model, step=None)}; correct it.")
+            configs[str(model)] = self.quantize_config(str(model))
+        return configs
+
     def quantize_config(self, model_id: str) -> QuantizeConfig:
         """Return the resolved config of a QuantLM, of a final model or of a checkpoint (`quantlm/99M@1000-4bit`)."""
         section, model = self.quantization, ModelId.parse(model_id)
@@ -126,6 +172,11 @@ class Study(StudyFile):
     def models(self) -> list[str]:
         """The id of every model that is made."""
         return [*self.pretrained, *self.imported, *self.quantized]
+
+    @property
+    def evaluated(self) -> list[str]:
+        """The id of everything that the suites are run on: all models, and the checkpoints that are named."""
+        return [*self.models, *self.evaluated_checkpoints]
 
     @property
     def compared_models(self) -> list[str]:
@@ -227,8 +278,10 @@ class Study(StudyFile):
             places["contamination"] = "contamination"
         places |= dict.fromkeys(self.pretrained, "pretrain") | dict.fromkeys(self.imported, "release")
         places |= dict.fromkeys(self.quantized, "quantize")
+        stages = {CheckpointConfig: "checkpoint", QuantizeConfig: "quantize"}
+        places |= {name: stages[type(config)] for name, config in self.checkpoints.items()}
         suites = self.evaluation.suites if self.evaluation else ()
-        return places | {f"evaluation/{model}/{suite}": "evaluate" for model in self.models for suite in suites}
+        return places | {f"evaluation/{model}/{suite}": "evaluate" for model in self.evaluated for suite in suites}
 
     def report_config(self, name: str) -> ReportConfig:
         """Return the resolved config of the report of the study called `name`."""
@@ -292,7 +345,7 @@ def load_study(path: Path) -> Study:
     problems = [*_shape_problems(study), *_engine_problems(study)]
     if not problems:
         try:
-            _ = study.pretrained, study.imported, study.quantized
+            _ = study.pretrained, study.imported, study.quantized, study.checkpoints
         except ValidationError as error:
             raise ConfigError(describe_problems(str(path), error, PretrainConfig)) from None
         except ConfigError as error:
@@ -304,7 +357,7 @@ def load_study(path: Path) -> Study:
 
 def resolved_configs(study: Study, name: str) -> dict[str, Config]:
     """Return every stage config of the study called `name`, by the path of its artifact below `results/<name>`."""
-    configs = study.data_configs | study.pretrained | study.imported | study.quantized
+    configs = study.data_configs | study.pretrained | study.imported | study.quantized | study.checkpoints
     if study.evaluation:
         if study.evaluation.built_tasks:
             configs["tasks"] = study.evaluation.built_tasks

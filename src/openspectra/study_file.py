@@ -131,6 +131,9 @@ class EvaluationConfig(Config):
     suites: Annotated[
         dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=100)], EvaluateConfig], Field(min_length=1)
     ]
+    checkpoints: Literal["all"] | Annotated[list[Text], Field(min_length=1)] | None = None
+    """Weights of earlier steps that are evaluated on every suite as well, so that scores are drawn against tokens seen:
+    `trilm/99M@1000`, `quantlm/99M@1000-4bit`, or `all` that the trainings keep."""
 
 
 class StudyFile(Config):

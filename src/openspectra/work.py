@@ -5,7 +5,7 @@ the assumption stands here. Times are a matter of the machine and stand in `plan
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from openspectra.evaluation.config import EvaluateConfig, TasksConfig
 from openspectra.model_ids import QUANTLM, ModelId
@@ -24,6 +24,7 @@ RULES = {
     "tasks": "build_tasks",
     "contamination": "check_contamination",
     "pretrain": "pretrain_model",
+    "checkpoint": "publish_checkpoint",
     "release": "import_release",
     "quantize": "quantize_model",
     "evaluate": "evaluate_model",
@@ -89,7 +90,7 @@ def jobs_of(study: Study) -> list[Job]:
     of_stage = {stage: tuple(place for place, kind in places.items() if kind == stage) for stage in RULES}
     jobs = [_job(study, place, stage, of_stage) for place, stage in places.items() if stage != "evaluate"]
     if study.evaluation:
-        jobs += [_evaluation(study, model, (*of_stage["tasks"], *of_stage["benchmarks"])) for model in study.models]
+        jobs += [_evaluation(study, model, (*of_stage["tasks"], *of_stage["benchmarks"])) for model in study.evaluated]
     jobs.append(Job("report", RULES["report"], tuple(job.name for job in jobs)))
     return [*jobs, Job("tracking", RULES["track"], ("report",))]
 
@@ -154,6 +155,9 @@ def _job(study: Study, place: str, stage: str, of_stage: dict[str, tuple[str, ..
         return Job(place, rule, after, place, flop, training_tokens(run), batches, disk_bytes=run_folder_bytes(run))
     if stage == "release":
         return Job(place, rule, after, place, disk_bytes=2 * study.recipes[place].shape.num_parameters)
+    if stage == "checkpoint":
+        run = _run_behind(study, place)
+        return Job(place, rule, (run.model_id,), place, disk_bytes=4 * run.shape.num_parameters)
     if stage == "quantize":
         return _quantization(study, place, data)
     work = {
@@ -168,10 +172,16 @@ def _job(study: Study, place: str, stage: str, of_stage: dict[str, tuple[str, ..
     return Job(place, rule, after, **work)
 
 
+def _run_behind(study: Study, model_id: str) -> PretrainConfig:
+    """Return the training run that a model, a checkpoint of it or a QuantLM comes from."""
+    model = ModelId.parse(model_id)
+    return study.recipes[str(replace(model.float_parent if model.family == QUANTLM else model, step=None))]
+
+
 def _quantization(study: Study, place: str, data: tuple[str, ...]) -> Job:
     """GPTQ: two forward passes of the calibration set, a Hessian per matrix, and its inverse (in x in per matrix)."""
-    config, parent = study.quantized[place], str(ModelId.parse(place).float_parent)
-    shape = study.recipes[parent].shape
+    config, parent = study.quantize_config(place), str(ModelId.parse(place).float_parent)
+    shape = _run_behind(study, place).shape
     tokens = float(config.num_calibration_samples * config.calibration_sequence_length)
     inputs = [shape.hidden_size] * 6 + [shape.intermediate_size]  # q, k, v, o, gate, up; down
     hessians = shape.num_hidden_layers * sum(2 * tokens * width**2 + width**3 for width in inputs)
@@ -183,8 +193,7 @@ def _quantization(study: Study, place: str, data: tuple[str, ...]) -> Job:
 
 def _evaluation(study: Study, model_id: str, needed: tuple[str, ...]) -> Job:
     """All suites of a model, in one process."""
-    model = ModelId.parse(model_id)
-    run = study.recipes[str(model.float_parent if model.family == QUANTLM else model)]
+    run = _run_behind(study, model_id)
     tokens = requests = passes = 0.0
     for suite in study.evaluation.suites.values():
         read, asked = evaluated(suite, study.evaluation.built_tasks, bytes_per_token(study))

@@ -16,7 +16,7 @@ from openspectra.evaluation.config import EvaluateConfig, TasksConfig
 from openspectra.model.config import LlamaShape
 from openspectra.model_ids import ModelId
 from openspectra.quantization.config import QuantizeConfig
-from openspectra.training.config import PretrainConfig
+from openspectra.training.config import CheckpointConfig, PretrainConfig
 
 WIDTHS = {"0.4M": 64, "1.1M": 128, "2.6M": 256}
 PAPER_WIDTHS = {
@@ -87,6 +87,16 @@ class FakeStudy:
             model_id, "pretrain", pretrain_config(model_id, peak_lr, seed),
             {"tokens_train": "tokens/train", "tokens_valid": "tokens/valid", "tokenizer": "tokenizer"},
             lambda draft: self._fill_pretrained(draft, model_id, valid_loss, records or {}),
+        )  # fmt: skip
+
+    def add_checkpoint(self, model_id: str, step: int) -> Artifact:
+        """Add the weights of one step of a run."""
+        name, config = f"{model_id}@{step}", pretrain_config(model_id)
+        return self.add(
+            name, "checkpoint", CheckpointConfig(model_id=name, family=config.family, step=step), {"model": model_id},
+            lambda draft: draft.metrics.update(
+                **size_metrics(config.shape, BITS_PER_WEIGHT[config.family]), tokens_seen=step * config.tokens_per_step
+            ),
         )  # fmt: skip
 
     def add_quantized(self, size: str, bits: int, calibration_set: int = 0) -> Artifact:

@@ -20,7 +20,7 @@ from openspectra.model_ids import ModelId
 from openspectra.reporting.calibration_sets import with_set_means
 from openspectra.reporting.plan import Plan
 
-MODEL_STAGES = ("pretrain", "release", "quantize")
+MODEL_STAGES = ("pretrain", "release", "checkpoint", "quantize")
 CURVE_COLUMNS = ("step", "tokens_seen")
 CURVE_TEXT = ("layer", "source")
 ACCURACY_METRICS = ("acc_norm", "acc", "exact_match")
@@ -74,6 +74,10 @@ class Results:
     """Chance level, number of items and main metric of the built tasks."""
     plan: Plan | None = None
     """What the study plans, where its file is known."""
+    checkpoints: list[Model] = field(default_factory=list)
+    """Weights of earlier steps that were evaluated; no table of models and no count holds them."""
+    checkpoint_scores: pd.DataFrame = field(default_factory=pd.DataFrame)
+    checkpoint_documents: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def study_models(self) -> list[Model]:
@@ -155,7 +159,9 @@ def load_results(artifacts: list[Artifact], plan: Plan | None = None) -> Results
     Raises `DamagedArtifactError` where a file differs from its manifest.
     """
     artifacts = in_order(artifacts)
-    models = _models(artifacts, plan)
+    everything = _models(artifacts, plan)
+    models = [model for model in everything if model.id.step is None]
+    checkpoints = [model for model in everything if model.id.step is not None and model.evaluations]
     task_facts = {
         task: facts
         for artifact in artifacts
@@ -163,11 +169,8 @@ def load_results(artifacts: list[Artifact], plan: Plan | None = None) -> Results
         for task, facts in artifact.manifest.metrics.items()
         if isinstance(facts, dict)
     }
-    scores = _stack(models, "scores.csv", SCORE_COLUMNS, text=("task", "metric", "filter"))
-    documents = _stack(models, "documents.csv", DOCUMENT_COLUMNS, text=("task", "document_id"))
-    scores = scores.assign(is_part=_parts_of_groups(scores, models))
-    tables = with_set_means(models, _named_by_suite(scores), _named_by_suite(documents))
-    return Results(artifacts, *tables, task_facts, plan)
+    tables = with_set_means(models, *_tables(models))
+    return Results(artifacts, *tables, task_facts, plan, checkpoints, *_tables(checkpoints))
 
 
 def read_curve(model: Model, name: str) -> pd.DataFrame | None:
@@ -196,6 +199,14 @@ def read_table(path: Path, columns: tuple[str, ...], text: tuple[str, ...]) -> p
     numeric = [column for column in table.columns if column not in text]
     table[numeric] = table[numeric].apply(pd.to_numeric, errors="coerce")
     return table
+
+
+def _tables(models: list[Model]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return scores and scored documents of models below each other."""
+    scores = _stack(models, "scores.csv", SCORE_COLUMNS, text=("task", "metric", "filter"))
+    documents = _stack(models, "documents.csv", DOCUMENT_COLUMNS, text=("task", "document_id"))
+    scores = scores.assign(is_part=_parts_of_groups(scores, models))
+    return _named_by_suite(scores), _named_by_suite(documents)
 
 
 def _models(artifacts: list[Artifact], plan: Plan | None) -> list[Model]:

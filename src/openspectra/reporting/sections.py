@@ -37,6 +37,7 @@ from openspectra.reporting.section import FigureGroup, Section, View
 from openspectra.reporting.seeds import seeds_section
 from openspectra.reporting.statistics import LEVEL_TEXT, DocumentLosses, main_scores, mean_accuracy
 from openspectra.reporting.tables import TRAINING_KEYS, Gap, training_of
+from openspectra.reporting.trajectory import trajectory_section
 from openspectra.reporting.twins import Trajectory
 from openspectra.training.spikes import DEVIATIONS, WINDOW
 
@@ -97,6 +98,7 @@ def closing_sections(config: ReportConfig, results: Results, study: Path | None)
     """Return what every study has: training, data, settings, assumptions, lineage. `study` is its file."""
     return [
         training_section(results, config),
+        trajectory_section(results, config),
         data_section(results),
         Section("settings", "Settings", "Settings", parts=provenance.settings(results)),
         assumptions_section(study),
