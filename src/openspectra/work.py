@@ -53,8 +53,13 @@ ITEMS = {
     "crows_pairs_english": (1677, 2),
     "truthfulqa_mc1": (817, 5),
     "bigbench_bbq_lite_json_multiple_choice": (16076, 3),
+    "wikitext": (62, 50),
+    **dict.fromkeys(("paloma_ptb", "paloma_c4_en", "paloma_dolma-v1_5", "paloma_falcon-refinedweb"), (1000, 15)),
+    **dict.fromkeys(("paloma_m2d2_s2orc_unsplit", "paloma_m2d2_wikipedia_unsplit", "cosmopedia"), (1000, 15)),
+    "slimpajama_validation": (1000, 15),
 }
-"""ASSUME: items of lm-eval's tasks and passes through the model for each: its choices, or the tokens of an answer."""
+"""ASSUME: items of lm-eval's tasks and passes through the model for each: its choices, the tokens of an answer, or parts of a
+document."""
 OTHER_ITEMS = (1000, 4)
 REQUEST_TOKENS = 100
 """ASSUME: tokens of one pass of lm-eval's own tasks."""

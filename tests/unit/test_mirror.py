@@ -8,13 +8,13 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from benchmark_hub import arc_row, mmlu_row, mmlu_subjects, sciq_row
+from benchmark_hub import arc_row, mmlu_row, mmlu_subjects, page_row, sciq_row
 from test_harness import make_model, one_thread, project, rows_of, texts  # noqa: F401
 
 from openspectra.artifacts import open_artifact
-from openspectra.errors import ConfigError
+from openspectra.errors import ConfigError, OpenSpectraError
 from openspectra.evaluation.config import EvaluateConfig
-from openspectra.evaluation.harness import evaluate
+from openspectra.evaluation.harness import evaluate, load_tasks
 from openspectra.evaluation.mirror import _name_and_split, mirror
 
 
@@ -55,6 +55,7 @@ def test_tasks_and_the_group_of_mmlu_run_from_files(cache, texts, tmp_path):
     for subject in mmlu_subjects():
         for split in ("test", "dev"):
             write(folder / f"mmlu/{split}/{subject.removesuffix('_continuation')}.parquet", mmlu_row, 1)
+    write(folder / "wikitext/test.parquet", page_row, 2)
     write(folder / "zebra/test.parquet", arc_row, 1)
     told = mirror(folder)
     num_subjects = len(mmlu_subjects())
@@ -62,6 +63,7 @@ def test_tasks_and_the_group_of_mmlu_run_from_files(cache, texts, tmp_path):
         "arc_easy: 3 items of test (the hub has 2,376)",
         f"mmlu: {num_subjects} items of test (the hub has 14,042)",
         "sciq: 4 items of validation (validation in place of test; no train: zero-shot only)",
+        "wikitext: 2 items of test (the hub has 62; no validation, no train: zero-shot only)",
         "zebra/test.parquet: left out, no task of lm-eval reads it",
         f"laid out in {cache}",
     ]
@@ -81,6 +83,16 @@ def test_tasks_and_the_group_of_mmlu_run_from_files(cache, texts, tmp_path):
         evaluate(
             config.model_copy(update={"tasks": ["sciq"], "num_fewshot": 1}), open_artifact(tmp_path / "model"), out
         )
+
+    corpora = ["wikitext", "paloma_ptb", "slimpajama_validation"]
+    config = config.model_copy(update={"tasks": corpora, "skip_missing": True})
+    (tmp_path / "corpora").mkdir()
+    evaluate(config, open_artifact(tmp_path / "model"), tmp_path / "corpora")
+    assert {row["task"] for row in rows_of(tmp_path / "corpora/documents.csv")} == {"wikitext"}
+    reasons = {row["task"]: row["reason"] for row in rows_of(tmp_path / "corpora/missing.csv")}
+    assert list(reasons) == corpora[1:]
+    with pytest.raises(OpenSpectraError, match="paloma_ptb: its data are not in the cache"):
+        load_tasks(corpora)
 
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("*.arrow")}
     assert mirror(folder) == told  # a second time nothing is written

@@ -30,6 +30,8 @@ ENVIRONMENT = {
     "TQDM_DISABLE": "1",
 }
 """Set, where the caller has not, before the libraries that read them are imported."""
+CORPORA = Path(__file__).with_name("corpora")
+"""Tasks that measure perplexity on corpora of the paper which lm-eval does not have."""
 DATA_COLUMNS = ("task", "split", "num_items", "sha256", "revision")
 """Of the items of each of lm-eval's own tasks, which no parent of an evaluation holds: the split they are from (`unknown`
 where a file does not say), and the commit of the hub's data set where they came from there."""
@@ -53,7 +55,8 @@ class Evaluation:
         then says what items those were. Raises `ConfigError` for a task nobody knows, and `OpenSpectraError` for a score
         that is no number.
         """
-        runs = load_tasks(config.tasks, self.tasks, config.files)
+        missing = {} if config.skip_missing else None
+        runs = load_tasks(config.tasks, self.tasks, config.files, missing)
         lm = self._language_model(config)
         scores = Scores(model_id=str(self.model.manifest.config.get("model_id", self.model.folder.name)))
         for run in runs.values():
@@ -63,6 +66,10 @@ class Evaluation:
         if own:
             rows = [row for name in own for row in _data_rows(runs[name]["tasks"], config.files.get(name))]
             write_csv(folder / "data.csv", DATA_COLUMNS, rows)
+        if missing:
+            write_csv(
+                folder / "missing.csv", ("task", "reason"), [{"task": t, "reason": r} for t, r in missing.items()]
+            )
         return scores.summary()
 
     def _language_model(self, config: EvaluateConfig):
@@ -79,7 +86,10 @@ def evaluate(config: EvaluateConfig, model: Artifact, folder: Path, tasks: Artif
 
 
 def load_tasks(
-    names: list[str], tasks: Artifact | None = None, files: TaskFiles | None = None
+    names: list[str],
+    tasks: Artifact | None = None,
+    files: TaskFiles | None = None,
+    missing: dict[str, str] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return lm-eval's loaded tasks and groups by name: those that `tasks` holds, else lm-eval's own.
 
@@ -87,13 +97,16 @@ def load_tasks(
 
     Indexing the 13,000 tasks that come with lm-eval takes seconds, so that is done only where one of them is named, and
     once in a process.
-    Raises `ConfigError` for tasks nobody knows, `OpenSpectraError` for those whose data cannot be had, a line each.
+    Raises `ConfigError` for tasks nobody knows, `OpenSpectraError` for those whose data cannot be had, a line each; with
+    `missing` they are left out, and the reasons are written there.
     """
     built = json.loads(tasks.file(TASK_TABLE).read_text(encoding="utf-8")) if tasks else {}
     include_defaults = not set(names) <= set(built)
     manager = task_manager(tasks and (tasks.folder, tasks.sha256), include_defaults)
     _require_known(names, manager.all_tasks)
-    loaded, problems = {}, []
+    from datasets.exceptions import DatasetsError
+
+    loaded, problems = {}, {}
     with tempfile.TemporaryDirectory(prefix="openspectra-") as cache:
         for name in names:
             try:
@@ -104,29 +117,36 @@ def load_tasks(
                 else:
                     loaded[name] = manager.load(name)
             except ConnectionError as error:
-                problems.append(
+                problems[name] = (
                     f"evaluate.tasks: {name}: its data are not in the cache of `datasets` ({error}); "
                     "run `snakemake prefetch` for this study once where there is a network."
                 )
-            except RuntimeError as error:  # a loading script, which `datasets` refuses
+            except (RuntimeError, DatasetsError, OSError, ValueError) as error:
+                # a loading script, which `datasets` refuses; a data set that is not given to everybody; a part not fetched
                 reason = str(error).partition("\n")[0]
-                problems.append(
+                problems[name] = (
                     f"evaluate.tasks: {name}: {reason}; give its items as a file, in `files` of the suite, "
                     "or leave this task out of the study."
                 )
-    if problems:
-        raise OpenSpectraError(*problems)
+    if missing is not None:
+        missing |= problems
+    elif problems:
+        raise OpenSpectraError(*problems.values())
     return loaded
 
 
 @cache
 def task_manager(built: tuple[Path, str] | None, include_defaults: bool):
-    """Return the index of lm-eval's own tasks and of those in a folder; the hash tells one content of it from another."""
+    """Return the index of lm-eval's own tasks with the corpora beside this file, and of the tasks in a folder.
+
+    The hash tells one content of the folder from another.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=str(built[0]) if built else None, include_defaults=include_defaults)
+    folders = [*([str(built[0])] if built else []), *([str(CORPORA)] if include_defaults else [])]
+    return TaskManager(include_path=folders or None, include_defaults=include_defaults)
 
 
 def _require_known(names: list[str], known: list[str]) -> None:
@@ -198,7 +218,7 @@ def _data_rows(tasks: dict[str, Any], path: str | None) -> list[dict[str, Any]]:
                 "split": _split_in(path) if path else source_split(info.description or "") or split,
                 "num_items": len(task.eval_docs),
                 "sha256": digest.hexdigest(),
-                "revision": _revision(info.download_checksums or {}),
+                "revision": _revision(task.dataset[split]),
             }
         )
     return rows
@@ -210,9 +230,10 @@ def _split_in(path: str) -> str:
     return next((split for split in SPLITS if split in words), "unknown")
 
 
-def _revision(files: dict[str, Any]) -> str | None:
-    """Return the commit that files of the hub came from: `hf://datasets/owner/name@<commit>/...`."""
-    return next((found[1] for name in files if (found := re.match(r"hf://[^@]+@([0-9a-f]{7,40})/", name))), None)
+def _revision(items) -> str | None:
+    """Return the commit of the hub's data set that items came from: a folder of the caches is called so."""
+    names = [*(items.info.download_checksums or {}), *(file["filename"] for file in items.cache_files)]
+    return next((found[1] for name in names if (found := re.search(r"/([0-9a-f]{40})/", name))), None)
 
 
 def _load_model(config: EvaluateConfig, model: Artifact):

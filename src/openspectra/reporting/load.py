@@ -21,6 +21,8 @@ from openspectra.reporting.calibration_sets import with_set_means
 from openspectra.reporting.plan import Plan
 
 MODEL_STAGES = ("pretrain", "release", "checkpoint", "quantize")
+HELD_OUT = "held_out_text"
+"""The task whose documents are the test text of a study."""
 CURVE_COLUMNS = ("step", "tokens_seen")
 CURVE_TEXT = ("layer", "source")
 ACCURACY_METRICS = ("acc_norm", "acc", "exact_match")
@@ -70,6 +72,8 @@ class Results:
     and `spread` speak of calibration sets, over which the score is a mean."""
     documents: pd.DataFrame
     """Columns model_id and those of `documents.csv`: test documents, log-likelihood in nats summed over each."""
+    corpora: pd.DataFrame
+    """The same of documents that are not of the study's own text."""
     task_facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Chance level, number of items and main metric of the built tasks."""
     plan: Plan | None = None
@@ -169,8 +173,11 @@ def load_results(artifacts: list[Artifact], plan: Plan | None = None) -> Results
         for task, facts in artifact.manifest.metrics.items()
         if isinstance(facts, dict)
     }
-    tables = with_set_means(models, *_tables(models))
-    return Results(artifacts, *tables, task_facts, plan, checkpoints, *_tables(checkpoints))
+    models, scores, documents = with_set_means(models, *_tables(models))
+    early_scores, early_documents = _tables(checkpoints)
+    own, others = _by_origin(documents)
+    early, _ = _by_origin(early_documents)
+    return Results(artifacts, models, scores, own, others, task_facts, plan, checkpoints, early_scores, early)
 
 
 def read_curve(model: Model, name: str) -> pd.DataFrame | None:
@@ -207,6 +214,12 @@ def _tables(models: list[Model]) -> tuple[pd.DataFrame, pd.DataFrame]:
     documents = _stack(models, "documents.csv", DOCUMENT_COLUMNS, text=("task", "document_id"))
     scores = scores.assign(is_part=_parts_of_groups(scores, models))
     return _named_by_suite(scores), _named_by_suite(documents)
+
+
+def _by_origin(documents: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the documents of the study's test text, and those of other corpora."""
+    own = documents["task"].map(lambda task: task.partition(" (")[0] == HELD_OUT).astype(bool)
+    return documents[own], documents[~own]
 
 
 def _models(artifacts: list[Artifact], plan: Plan | None) -> list[Model]:

@@ -30,6 +30,7 @@ from openspectra.reporting.drawing import Drawing
 from openspectra.reporting.findings import findings
 from openspectra.reporting.formats import counted
 from openspectra.reporting.load import Results
+from openspectra.reporting.perplexity import perplexity_section
 from openspectra.reporting.provenance import AssumptionList, LineageTable
 from openspectra.reporting.scaling_figures import Score
 from openspectra.reporting.scaling_law import MIN_SIZES
@@ -56,6 +57,7 @@ def study_sections(config: ReportConfig, results: Results, losses: DocumentLosse
         scaling_section(results, model_table),
         gaps_section(results, losses, gaps),
         seeds_section(results, losses),
+        perplexity_section(results, config.num_resamples, config.seed),
         duels_section(results),
     ]
 
