@@ -1,7 +1,7 @@
 """Evaluation with lm-eval: suites of tasks on one model, scores and every item's log-likelihoods kept.
 
 Tasks run one after the other, each as a run of its own: the batches of a task, and so the last digits of its score,
-then depend on no other task, and equal those of `lm_eval --tasks <task>` with the same batch size and threads.
+then depend on no other task.
 """
 
 import difflib
@@ -18,10 +18,12 @@ from typing import Any
 from openspectra.artifacts import Artifact, write_csv
 from openspectra.data.local_files import data_folder
 from openspectra.errors import ConfigError, DamagedArtifactError, OpenSpectraError
+from openspectra.evaluation.answers import Answers
 from openspectra.evaluation.build_tasks import TASK_TABLE
 from openspectra.evaluation.config import FILE_READERS, EvaluateConfig, TaskFiles
 from openspectra.evaluation.published import SPLITS, WITHOUT, source_split
 from openspectra.evaluation.scores import Scores, write_scores
+from openspectra.stage_versions import STAGE_VERSIONS
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",  # without it every file of a data set is asked for five times before lm-eval gives up
@@ -48,8 +50,10 @@ class Evaluation:
         self.model, self.tasks = model, tasks
         self._lm, self._dtype = None, None
 
-    def run(self, config: EvaluateConfig, folder: Path) -> dict[str, Any]:
+    def run(self, config: EvaluateConfig, folder: Path, kept: Path | None = None) -> dict[str, Any]:
         """Write `scores.csv`, `documents.csv` and `items.csv` of one suite; return the scores as `<task>/<metric>`.
+
+        The file `kept` holds the answers so far, so that a killed evaluation goes on at the batch where it stopped.
 
         lm-eval's own tasks are read from the files that the config gives or from the cache of `datasets`; `data.csv`
         then says what items those were. Raises `ConfigError` for a task nobody knows, and `OpenSpectraError` for a score
@@ -59,8 +63,13 @@ class Evaluation:
         runs = load_tasks(config.tasks, self.tasks, config.files, missing)
         lm = self._language_model(config)
         scores = Scores(model_id=str(self.model.manifest.config.get("model_id", self.model.folder.name)))
-        for run in runs.values():
-            scores.add(_run(config, lm, run, scores.model_id), run["tasks"], lm)
+        lm.answers = Answers(kept, self._identity(config))
+        try:
+            for run in runs.values():
+                scores.add(_run(config, lm, run, scores.model_id), run["tasks"], lm)
+        finally:
+            lm.answers.close()
+            lm.answers = Answers()
         write_scores(scores, folder)
         own = [name for name in runs if not self.tasks or not self.tasks.has(f"{name}.jsonl")]
         if own:
@@ -71,6 +80,15 @@ class Evaluation:
                 folder / "missing.csv", ("task", "reason"), [{"task": t, "reason": r} for t, r in missing.items()]
             )
         return scores.summary()
+
+    def _identity(self, config: EvaluateConfig) -> list[Any]:
+        """Return all that an answer depends on beside what is asked, to the last digit."""
+        import torch
+
+        from openspectra.device import device
+
+        hashes = [self.model.sha256, self.tasks.sha256 if self.tasks else None]
+        return [STAGE_VERSIONS["evaluate"], hashes, config.model_dump(mode="json"), device(), torch.get_num_threads()]
 
     def _language_model(self, config: EvaluateConfig):
         if self._dtype != config.dtype:

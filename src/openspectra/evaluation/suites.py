@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from openspectra.artifacts import FINISHED, MANIFEST, Artifact, Manifest, open_artifact, write_artifact
 from openspectra.errors import ConfigError, DamagedArtifactError, OpenSpectraError
+from openspectra.evaluation.answers import FILE as ANSWERS
 from openspectra.evaluation.config import EvaluateConfig
 from openspectra.stage_versions import STAGE_VERSIONS
 from openspectra.writing import only_writer, write_atomically
@@ -43,8 +44,9 @@ def evaluate_suites(suites: list[Suite], model: Artifact, tasks: Artifact | None
     for suite in missing:
         try:
             with write_artifact(suite.out, "evaluate", suite.config, parents) as draft:
-                draft.metrics |= evaluation.run(suite.config, draft.folder)
+                draft.metrics |= evaluation.run(suite.config, draft.folder, suite.out / ANSWERS)
             write_atomically(suite.out / FINISHED, (suite.out / MANIFEST).read_bytes())
+            (suite.out / ANSWERS).unlink()
             logger.info("evaluate: done, in %s", suite.out)
         except Exception as error:
             if len(suites) == 1:
