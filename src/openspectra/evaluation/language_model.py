@@ -39,7 +39,9 @@ class LanguageModel(HFLM):
 
     @cached_property
     def _encoded(self):
-        return lru_cache(KEPT_TEXTS)(lambda text, settings: super(LanguageModel, self).tok_encode(text, **dict(settings)))
+        return lru_cache(KEPT_TEXTS)(
+            lambda text, settings: super(LanguageModel, self).tok_encode(text, **dict(settings))
+        )
 
     def tok_encode(self, string, **settings):
         if isinstance(string, str):
@@ -138,9 +140,7 @@ class LanguageModel(HFLM):
         dtype = self.model.dtype
         mask_B1TT = torch.zeros(seen_BTT.shape, dtype=dtype, device=self.device)
         mask_B1TT = mask_B1TT.masked_fill(~seen_BTT, torch.finfo(dtype).min)[:, None]
-        read = self.model.base_model(
-            tokens_BT, attention_mask=mask_B1TT, position_ids=positions_BT, use_cache=False
-        )
+        read = self.model.base_model(tokens_BT, attention_mask=mask_B1TT, position_ids=positions_BT, use_cache=False)
         return read.last_hidden_state
 
 
