@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from safetensors.numpy import save_file
 
 from openspectra.artifacts import Artifact, ArtifactDraft, open_artifact, write_artifact
 from openspectra.data.config import CorpusConfig, StdlibSource, TokenizerConfig, TokensConfig
@@ -164,7 +165,8 @@ class FakeStudy:
             else:
                 table.to_csv(draft.folder / name, index=False)
         draft.metrics |= {"num_loss_spikes": len(records.get("spikes.csv", ())), "num_skipped_steps": 0}
-        (draft.folder / "model.safetensors").write_bytes(b"weights")
+        weights = np.random.default_rng(0).normal(0, 0.02, (64, 64)).astype(np.float16)
+        save_file({"model.layers.0.mlp.up_proj.weight": weights}, draft.folder / "model.safetensors")
         draft.metrics |= size_metrics(config.shape, BITS_PER_WEIGHT[config.family])
         draft.metrics |= {"tokens_seen": int(curve["tokens_seen"].iloc[-1]), "valid_loss": float(final)}
         draft.metrics["final_train_loss"] = float(final)

@@ -30,6 +30,7 @@ from openspectra.reporting.drawing import Drawing
 from openspectra.reporting.findings import findings
 from openspectra.reporting.formats import counted
 from openspectra.reporting.load import Results
+from openspectra.reporting.more_figures import more_section
 from openspectra.reporting.perplexity import perplexity_section
 from openspectra.reporting.provenance import AssumptionList, LineageTable
 from openspectra.reporting.scaling_figures import Score
@@ -59,6 +60,7 @@ def study_sections(config: ReportConfig, results: Results, losses: DocumentLosse
         seeds_section(results, losses),
         perplexity_section(results, config.num_resamples, config.seed),
         duels_section(results),
+        more_section(results, losses),
     ]
 
 
@@ -287,7 +289,7 @@ def training_section(results: Results, config: ReportConfig) -> Section:
         FigureGroup(
             "Loss over training",
             "Thin: training loss, the mean since the point before. Marked: loss on the valid split. The first "
-            f"{training_figures.SKIPPED_START:.0%} of the training may lie above the frame. Cross: loss spike, a step whose "
+            f"{training_figures.SKIPPED_START:.0%} of the training may lie above the frame. Dotted: where the peak rate drops and where weight decay ends. Cross: loss spike, a step whose "
             f"loss lies more than {DEVIATIONS:g} standard deviations above the mean of the {WINDOW} steps before it.",
             training_figures.loss_curves(results),
             notes=_spike_notes(results),
