@@ -235,6 +235,19 @@ def benchmarks(config: Config, out: Out, log: Log = None) -> None:
 
 
 @app.command()
+def mirror(
+    folder: Annotated[Path, typer.Argument(help="Folder with files <task>/<split>.parquet in the hub's columns.")],
+    log: Log = None,
+) -> None:
+    """Lay files out as data sets of the hub, so that lm-eval's tasks run without a network; say what is not as there."""
+    from openspectra.evaluation.mirror import mirror as lay_out
+
+    with _session(log):
+        for line in lay_out(folder):
+            _say(line)
+
+
+@app.command()
 def contamination(
     config: Config,
     out: Out,

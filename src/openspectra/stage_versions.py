@@ -19,6 +19,6 @@ STAGE_VERSIONS = {
     "release": 1,
     "quantize": 4,
     "tasks": 1,
-    "evaluate": 2,
+    "evaluate": 3,
     "report": 6,
 }

@@ -140,6 +140,9 @@ class EvaluationConfig(Config):
     suites: Annotated[
         dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=100)], EvaluateConfig], Field(min_length=1)
     ]
+    checkpoints: Literal["all"] | Annotated[list[Text], Field(min_length=1)] | None = None
+    """Weights of earlier steps that are evaluated on every suite as well, so that scores are drawn against tokens seen:
+    `trilm/99M@1000`, `quantlm/99M@1000-4bit`, or `all` that the trainings keep."""
 
 
 class StudyFile(Config):
@@ -148,6 +151,9 @@ class StudyFile(Config):
     title: Text
     seed: Seed
     """Seeds the initial draw and the order of text (equal for all families), calibration, tasks and resampling."""
+    seeds: Annotated[list[Seed], Field(min_length=2)] | None = None
+    """Seeds of training, each a run of its own: that of `seed`, which must be among them, has the plain name, the others
+    are variants (`trilm/99M+seed2`). All else of the study follows from `seed` alone."""
     base: Annotated[str, Field(pattern=STUDY_NAME)] | None = None
     """Study whose top-level keys hold where this file does not give them."""
     corpus: CorpusConfig | None = None
@@ -187,6 +193,17 @@ class StudyFile(Config):
             raise ValueError("give `corpus` (text) or `token_files` (ready tokens), and not both.")
         if self.token_files and not self.tokenizer.file:
             raise ValueError("`token_files` need `tokenizer.file`, the tokenizer that made them; name it.")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_make_runs(self):
+        if self.seeds:
+            if len(set(self.seeds)) < len(self.seeds) or self.seed not in self.seeds:
+                raise ValueError(f"`seeds` must hold `seed`, {self.seed}, and each seed once; got {self.seeds}.")
+            if self.released:
+                raise ValueError(
+                    "`seeds` are those of training, and `released` weights are not trained; drop one of them."
+                )
         return self
 
     @model_validator(mode="after")

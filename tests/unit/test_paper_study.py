@@ -23,6 +23,17 @@ from openspectra.study_file import SizeConfig
 
 ROOT = Path(__file__).parents[2]
 SUITE = read_yaml(ROOT / "resources" / "paper" / "suite.yaml")
+CORPORA = {
+    "lambada_openai": "lambada_openai",
+    "penn_treebank": "paloma_ptb",
+    "c4": "paloma_c4_en",
+    "cosmopedia": "cosmopedia",
+    "dolma": "paloma_dolma-v1_5",
+    "s2orc": "paloma_m2d2_s2orc_unsplit",
+    "wikipedia": "paloma_m2d2_wikipedia_unsplit",
+    "refinedweb": "paloma_falcon-refinedweb",
+}
+"""The tasks that measure the corpora of the paper's figure of perplexities."""
 PAPER = {row["name"]: row for row in SUITE["sizes"]}
 GIGABITS_KEY = {
     "floatlm": "float",
@@ -204,7 +215,10 @@ def test_tasks_are_the_published_ones(study):
     tasks = [task for suite in suites.values() for task in suite.tasks]
     assert len(tasks) == len(set(tasks))
     published = {*SUITE["evaluation"]["tasks"], "bigbench_bbq_lite_json_multiple_choice"}
-    assert set(tasks) == published | {"held_out_text"}  # loss and perplexity on the test split
+    corpora = {"wikitext", "slimpajama_validation", *CORPORA.values()}
+    assert set(suites["perplexity"].tasks) == corpora - {"lambada_openai"} and suites["perplexity"].skip_missing
+    assert set(CORPORA) == set(SUITE["evaluation"]["perplexity_corpora_in_figure_only"])
+    assert set(tasks) == published | corpora | {"held_out_text"}  # loss and perplexity on the test split
     for suite in suites.values():
         assert (suite.num_fewshot, suite.batch_size) == (
             SUITE["evaluation"]["shots"],

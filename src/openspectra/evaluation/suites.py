@@ -6,6 +6,7 @@ from pathlib import Path
 
 from openspectra.artifacts import Artifact, write_artifact
 from openspectra.errors import ConfigError, OpenSpectraError
+from openspectra.evaluation.answers import FILE as ANSWERS
 from openspectra.evaluation.config import EvaluateConfig
 from openspectra.finished import is_finished, mark_finished
 
@@ -36,8 +37,9 @@ def evaluate_suites(suites: list[Suite], model: Artifact, tasks: Artifact | None
     for suite in missing:
         try:
             with write_artifact(suite.out, "evaluate", suite.config, parents) as draft:
-                draft.metrics |= evaluation.run(suite.config, draft.folder)
+                draft.metrics |= evaluation.run(suite.config, draft.folder, suite.out / ANSWERS)
             mark_finished(suite.out)
+            (suite.out / ANSWERS).unlink()
             logger.info("evaluate: done, in %s", suite.out)
         except Exception as error:
             if len(suites) == 1:

@@ -27,6 +27,7 @@ class Plan:
     data: list[str]
     """With the QuantLMs of checkpoints, which are neither evaluated nor compared."""
     models: list[str]
+    """Checkpoints that are evaluated among them."""
     suites: dict[str, list[str]]
     """Tasks by suite; every model is evaluated on every suite."""
     parameters: dict[str, int]
@@ -86,14 +87,15 @@ def plan_of(study: Study, logs: Path | None = None) -> Plan:
         size = ModelId.parse(model_id).size
         parameters[size] = max(parameters.get(size, 0), run.shape.num_parameters)
     tasks = {name: list(suite.tasks) for name, suite in suites.items()}
-    return Plan(data, study.models, tasks, parameters, _text_of(study), _failures(study, logs) if logs else {})
+    return Plan(data, study.evaluated, tasks, parameters, _text_of(study), _failures(study, logs) if logs else {})
 
 
 def _failures(study: Study, logs: Path) -> dict[str, list[str]]:
     rules = dict.fromkeys(study.pretrained, "pretrain_model") | dict.fromkeys(study.imported, "import_release")
-    rules |= dict.fromkeys([*study.quantized, *study.trajectory], "quantize_model")
+    made = {"checkpoint": "publish_checkpoint", "quantize": "quantize_model"}
+    rules |= {place: made[stage] for place, stage in study.artifacts.items() if stage in made}
     paths = {model: logs / rule / f"{model}.log" for model, rule in rules.items()}
-    paths |= {f"evaluation/{model}": logs / "evaluate_model" / f"{model}.log" for model in study.models}
+    paths |= {f"evaluation/{model}": logs / "evaluate_model" / f"{model}.log" for model in study.evaluated}
     return {place: lines for place, path in paths.items() if (lines := failure_in(path))}
 
 
