@@ -27,6 +27,7 @@ STARTS = {
     "pretrain_model": 1.3,
     "publish_checkpoint": 0.15,  # ASSUME: as the jobs of data; not part of the demo
     "import_release": 1.0,  # ASSUME: as render_report; not part of the demo
+    "publish_checkpoint": 0.2,  # ASSUME: copies a file; not part of the demo
     "quantize_model": 1.2,
     "evaluate_model": 1.1,
     "render_report": 1.0,

@@ -9,6 +9,7 @@ import yaml
 
 from openspectra.errors import ConfigError
 from openspectra.model_ids import ModelId, rate_label
+from openspectra.resources import StudyResources
 from openspectra.strict_yaml import read_yaml
 from openspectra.study import load_study, resolved_configs
 from openspectra.study_file import StudyFile
@@ -236,6 +237,7 @@ def test_checkpoints_are_evaluated_by_a_line(tmp_path):
     kept = {f"{name}@{step}" for name, run in every.pretrained.items() for step in run.checkpoint_steps}
     assert set(every.evaluated_checkpoints) == kept and len(kept) > 4
     jobs = {job.name: job for job in jobs_of(study)}
+    assert StudyResources(study, None).needs("publish_checkpoint", "floatlm/2L@16").minutes > 0
     assert jobs["quantlm/2L@16-4bit"].after[0] == "floatlm/2L@16" and jobs["floatlm/2L@16"].after == ("floatlm/2L",)
     for name, message in {
         "trilm/2L@7": "no weights are kept of this step; kept: 1, 2, 4, 8",
