@@ -17,6 +17,7 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/pretrain.smk"
 include: "workflow/rules/quantize.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/export.smk"
 include: "workflow/rules/report.smk"
 
 
@@ -28,6 +29,7 @@ localrules:
     pretrain,
     quantize,
     evaluate,
+    export,
     report,
     track_artifacts,
     write_config,
@@ -78,6 +80,11 @@ rule quantize:
 rule evaluate:
     input:
         UP_TO["evaluate"],
+
+
+rule export:
+    input:
+        UP_TO["export"],
 
 
 rule report:

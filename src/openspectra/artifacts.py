@@ -419,6 +419,8 @@ def _place_of(manifest: Manifest) -> str:
     try:
         if stage == "evaluate":
             return "/".join(("evaluation", *Path(manifest.parents["model"].path).parts[-2:], "*"))
+        if stage == "export":
+            return f"exports/{config['model']}/{config['format']}"
         if stage == "source":
             return f"sources/parts/{config['name']}/{config['job']}"
         if stage in ("part", "token_part"):
@@ -435,7 +437,7 @@ def _is_misplaced(folder: Path, place: str) -> bool:
         return False
     _, *found = parts[len(parts) - parts[::-1].index("results") :] or ("",)
     expected = place.split("/")
-    named = {"evaluation", "sources", "corpus", "tokens", "tokenizer", "tasks", *FAMILY_NAMES, QUANTLM}
+    named = {"evaluation", "exports", "sources", "corpus", "tokens", "tokenizer", "tasks", *FAMILY_NAMES, QUANTLM}
     comparable = len(found) == len(expected) and found[0] in named
     return comparable and any(b not in ("*", a) for a, b in zip(found, expected, strict=True))
 

@@ -377,6 +377,69 @@ def batch(
         sys.exit(errors[0].exit_code if len({error.exit_code for error in errors}) == 1 else 1)
 
 
+@app.command("export")
+def export_(
+    model: Annotated[Path, typer.Argument(help="Model artifact.")],
+    form: Annotated[str, typer.Option("--format", help="Format; docs/export.md says which suits which model.")],
+    out: Out,
+    valid: Annotated[
+        Path | None, typer.Option("--valid", help="Token shards to compare on; none: those of the model's training.")
+    ] = None,
+    threads: Threads = 1,
+    log: Log = None,
+) -> None:
+    """Write a model in the format of another tool, with a certificate that it is the same model and a model card.
+
+    The card's scores are those of the model's evaluations in its study, as far as they are there.
+    """
+    from openspectra.artifacts import open_artifact, write_artifact
+    from openspectra.config import validate
+    from openspectra.errors import ConfigError
+    from openspectra.export.config import ExportConfig
+
+    _set_threads(threads)
+    with _session(log):
+        opened = open_artifact(model)
+        if "model_id" not in opened.manifest.config:
+            raise ConfigError([f"{model}: made by stage {opened.manifest.stage}; give a model."])
+        config = validate(ExportConfig, {"model": opened.manifest.config["model_id"], "format": form}, "--format")
+        from openspectra.export.stage import evaluations_of, export_model, valid_tokens_of
+        from openspectra.identity import suite_name
+
+        tokens = open_artifact(valid, "tokens") if valid else valid_tokens_of(opened)
+        evaluations = evaluations_of(opened)
+        parents = {"model": opened, "tokens_valid": tokens}
+        parents |= {f"evaluation_{suite_name(each)}": each for each in evaluations}
+        with write_artifact(out, "export", config, parents) as draft:
+            export_model(config, opened, tokens, evaluations, draft, threads)
+        logger.info("%s as %s: done, in %s", config.model, config.format, out)
+
+
+@app.command()
+def generate(
+    model: Annotated[Path, typer.Argument(help="Folder of a model or of an export.")],
+    prompt: Annotated[str, typer.Argument(help="Text to go on from.")],
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="New tokens at most.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0, help="0: always the most likely token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw among so many tokens; 0: among all.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Draw among the most likely tokens of this share.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31, help="Seed of the draw.")] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; none: all cores.")] = None,
+) -> None:
+    """Go on with a text, token by token as they come: from every folder and format that this program writes."""
+    if threads:
+        _set_threads(threads)
+    os.environ["TORCHAO_FORCE_SKIP_LOADING_SO_FILES"] = (
+        "1"  # transformers imports it, and it warns of what is not there
+    )
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+    with _session(None):
+        from openspectra.export.generate import Sampling, generate
+
+        sampling = Sampling(tokens, temperature, top_k, top_p, seed)
+        generate(model, prompt, sampling, lambda text: typer.echo(escaped(text, keep="\n\t"), nl=False))
+
+
 @app.command()
 def tasks(
     config: Config,

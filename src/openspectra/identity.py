@@ -21,6 +21,7 @@ STAGE_ORDER = (
     "tasks",
     "contamination",
     "evaluate",
+    "export",
     "report",
 )
 """Stages from cause to effect."""
@@ -33,6 +34,8 @@ def artifact_id(artifact: Artifact) -> str:
         return config["model_id"]
     if stage == "tokens":
         return f"tokens/{config['split']}"
+    if stage == "export":
+        return f"exports/{config['model']}/{config['format']}"
     if stage == "evaluate":
         return f"evaluation/{evaluated_model(artifact)}/{suite_name(artifact)}"
     return stage

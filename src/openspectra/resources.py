@@ -28,7 +28,13 @@ MOST_DATA_THREADS = 16
 """Of tokenizing and of the search for benchmark items, whose bytes do not depend on it."""
 REPORT_GB = 16.0
 """ASSUME: a page of some hundred models, with the losses of every test document."""
-COPY_BYTES = {"quantize_model": 16, "evaluate_model": 8, "publish_checkpoint": 8, "import_release": 8}
+COPY_BYTES = {
+    "quantize_model": 16,
+    "evaluate_model": 8,
+    "publish_checkpoint": 8,
+    "import_release": 8,
+    "export_model": 16,
+}
 """Bytes per parameter of a model's copies in host memory: in float32, as read, as worked on, as written."""
 MARGIN_MINUTES = 30
 """ASSUME: what a job's limit adds to twice its time: loading, saving, waiting for files on a shared disk."""

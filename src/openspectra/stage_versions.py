@@ -18,6 +18,7 @@ STAGE_VERSIONS = {
     "checkpoint": 2,
     "release": 1,
     "quantize": 4,
+    "export": 1,
     "tasks": 1,
     "evaluate": 3,
     "report": 6,

@@ -101,6 +101,7 @@ def log_of(name: str, place: str, stage: str) -> Path:
         "checkpoint": place,
         "quantize": place,
         "evaluate": place.removeprefix("evaluation/"),
+        "export": place.removeprefix("exports/"),
     }.get(stage)
     if wildcards is None:
         return logs / f"{rule}.log"

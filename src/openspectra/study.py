@@ -27,6 +27,7 @@ from openspectra.data.config import (
 )
 from openspectra.errors import ConfigError
 from openspectra.evaluation.config import BUILT_TASKS, SNIPPET_BYTES, BenchmarksConfig
+from openspectra.export.config import ExportConfig, format_problem
 from openspectra.model.config import LlamaShape, ReleaseConfig
 from openspectra.model.size import bits_per_weight, counted_parameters, model_size_bits, padded_rows, parameters_of
 from openspectra.model_ids import QUANTLM, ModelId, rate_label, seed_label
@@ -218,6 +219,26 @@ class Study(StudyFile):
         return [model_id for model_id in self.models if not ModelId.parse(model_id).calibration]
 
     @property
+    def exported(self) -> dict[str, ExportConfig]:
+        """Resolved config of every export, by its place below `results/<study>`."""
+        pairs = [
+            (model_id, form)
+            for key, forms in (self.exports or {}).items()
+            for model_id in self._models_called(key)
+            for form in forms
+        ]
+        return {
+            f"exports/{model_id}/{form}": ExportConfig(model=model_id, format=form)
+            for model_id, form in dict.fromkeys(pairs)
+        }
+
+    def _models_called(self, key: str) -> list[str]:
+        """Return the models of a key of `exports`: one id, or a kind."""
+        if key in self.models:
+            return [key]
+        return [model_id for model_id in self.compared_models if ModelId.parse(model_id).kind == key]
+
+    @property
     def sizes_in_bits(self) -> dict[str, float]:
         """Size of each compared model by the paper's rule, in bits."""
         return {model_id: self._size_in_bits(ModelId.parse(model_id)) for model_id in self.compared_models}
@@ -317,7 +338,8 @@ class Study(StudyFile):
         stages = {CheckpointConfig: "checkpoint", QuantizeConfig: "quantize"}
         places |= {name: stages[type(config)] for name, config in self.checkpoints.items()}
         suites = self.evaluation.suites if self.evaluation else ()
-        return places | {f"evaluation/{model}/{suite}": "evaluate" for model in self.evaluated for suite in suites}
+        places |= {f"evaluation/{model}/{suite}": "evaluate" for model in self.evaluated for suite in suites}
+        return places | dict.fromkeys(self.exported, "export")
 
     def report_config(self, name: str) -> ReportConfig:
         """Return the resolved config of the report of the study called `name`."""
@@ -382,6 +404,7 @@ def load_study(path: Path) -> Study:
         try:
             problems += _trajectory_problems(study)
             _ = study.pretrained, study.imported, study.quantized, study.checkpoints
+            problems += _export_problems(study)
         except ValidationError as error:
             raise ConfigError(describe_problems(str(path), error, PretrainConfig)) from None
         except ConfigError as error:
@@ -394,7 +417,7 @@ def load_study(path: Path) -> Study:
 def resolved_configs(study: Study, name: str) -> dict[str, Config]:
     """Return every stage config of the study called `name`, by the path of its artifact below `results/<name>`."""
     configs = study.data_configs | study.pretrained | study.imported
-    configs |= study.quantized | study.trajectory | study.checkpoints
+    configs |= study.quantized | study.trajectory | study.checkpoints | study.exported
     if study.evaluation:
         if study.evaluation.built_tasks:
             configs["tasks"] = study.evaluation.built_tasks
@@ -486,6 +509,25 @@ def _trajectory_problems(study: Study) -> list[str]:
         f"quantization.trajectory.steps: no weights are kept at {', '.join(map(str, absent))}; "
         f"kept: {', '.join(map(str, sorted(kept)))} (training.checkpoints_per_run)."
     ]
+
+
+def _export_problems(study: Study) -> list[str]:
+    """Return what cannot be exported: models that the study has not, formats that hold none such, a text to compare on."""
+    if study.exports and not study.has_text:
+        return [
+            "exports: their certificates need text to compare on; give `corpus` or `token_files`, or drop `exports`."
+        ]
+    problems = []
+    for key, forms in (study.exports or {}).items():
+        models = study._models_called(key)
+        if not models:
+            problems.append(f"exports.{key}: no model of this study; name one of {', '.join(study.compared_models)}.")
+        for model_id, form in itertools.product(models, forms):
+            model = ModelId.parse(model_id)
+            shape = study.recipes[str(model.float_parent if model.bits else model)].shape
+            if problem := format_problem(model_id, form, shape):
+                problems.append(f"exports.{key}: {model_id}: {problem}")
+    return problems
 
 
 def _rates_of(rates: PeakRates, family: str, size: str) -> list[float]:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from openspectra.config import Config, Fraction, PositiveInt, Rate, Seed, Text
 from openspectra.data.config import CorpusConfig, TokenFilesConfig, TokenizerConfig
 from openspectra.evaluation.config import BUILT_TASKS, EvaluateConfig, TasksConfig
+from openspectra.export.config import Format
 from openspectra.model.config import Initialization
 from openspectra.quantization.config import Bits, Damping
 from openspectra.training.config import FamilyName, Precision
@@ -170,6 +171,8 @@ class StudyFile(Config):
     quantization: QuantizationConfig | None = None
     evaluation: EvaluationConfig | None = None
     """Left out in a sweep, which must not see the test split."""
+    exports: dict[Text, Annotated[list[Format], Field(min_length=1)]] | None = None
+    """Formats that models are taken away in, by model id (`trilm/99M`) or kind (`trilm`, `quantlm-4bit`: all of its sizes)."""
     num_resamples: PositiveInt = 2000
     """Bootstrap resamples of test documents behind every interval of the report."""
 

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, replace
 
 from openspectra.evaluation.config import EvaluateConfig, TasksConfig
+from openspectra.export.config import HELD_OUT_TOKENS
 from openspectra.model_ids import QUANTLM, ModelId
 from openspectra.study import Study
 from openspectra.training.config import FLOPS_PER_PARAMETER, PretrainConfig
@@ -28,6 +29,7 @@ RULES = {
     "release": "import_release",
     "quantize": "quantize_model",
     "evaluate": "evaluate_model",
+    "export": "export_model",
     "report": "render_report",
     "track": "track_artifacts",
 }
@@ -93,9 +95,12 @@ def jobs_of(study: Study) -> list[Job]:
     """Return every job of a study but the writing of configs, causes before effects."""
     places = study.artifacts
     of_stage = {stage: tuple(place for place, kind in places.items() if kind == stage) for stage in RULES}
-    jobs = [_job(study, place, stage, of_stage) for place, stage in places.items() if stage != "evaluate"]
+    jobs = [
+        _job(study, place, stage, of_stage) for place, stage in places.items() if stage not in ("evaluate", "export")
+    ]
     if study.evaluation:
         jobs += [_evaluation(study, model, (*of_stage["tasks"], *of_stage["benchmarks"])) for model in study.evaluated]
+    jobs += [_export(study, place) for place in study.exported]
     if study.shares_processes:
         jobs = _sharing_processes(jobs, {*study.models, *study.trajectory})
     jobs.append(Job("report", RULES["report"], tuple(job.name for job in jobs)))
@@ -217,6 +222,16 @@ def _quantization(study: Study, place: str, data: tuple[str, ...]) -> Job:
     passes = 2 * shape.num_hidden_layers * math.ceil(config.num_calibration_samples / 8)
     weight = 4 * shape.num_parameters + config.bits / 8 * shape.num_linear_parameters
     return Job(place, RULES["quantize"], (parent, *data), place, flop, tokens, passes, disk_bytes=weight)
+
+
+def _export(study: Study, place: str) -> Job:
+    """Two forward passes of the held-out text: of the model, and of what was read back."""
+    model_id = study.exported[place].model
+    model = ModelId.parse(model_id)
+    run = study.recipes[str(model.float_parent if model.bits else model)]
+    after = (model_id, *([f"evaluation/{model_id}"] if study.evaluation else []), "tokens/valid")
+    flop, parameters = 2 * FORWARD * run.shape.num_parameters * HELD_OUT_TOKENS, run.shape.num_parameters
+    return Job(place, RULES["export"], after, model_id, flop, HELD_OUT_TOKENS, disk_bytes=2 * parameters)
 
 
 def _evaluation(study: Study, model_id: str, needed: tuple[str, ...]) -> Job:

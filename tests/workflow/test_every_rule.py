@@ -164,6 +164,7 @@ def project(tmp_path_factory, tiny) -> Path:
                 "num_calibration_samples": 4,
                 "calibration_sequence_length": 32,
             },
+            "exports": {"floatlm": ["gguf-f16"]},
             "evaluation": {
                 "built_tasks": {
                     "seed": 1,
@@ -238,7 +239,7 @@ def test_every_form_of_every_planned_command_is_executed(planned, project, hub_f
     assert not missing, f"planned by a shipped study and executed by no test: {sorted(missing)}"
     listed = run("snakemake", "--list-rules", "--config", "study=tiny", cwd=project).stdout
     known = set(re.findall(r"^(\w+)(?: \(.*\))?$", listed, re.MULTILINE))
-    groups = {"all", "prefetch", "corpus", "tokens", "pretrain", "quantize", "evaluate", "report"}
+    groups = {"all", "prefetch", "corpus", "tokens", "pretrain", "quantize", "evaluate", "export", "report"}
     assert known - groups == rules_of(executed) - groups  # the rules of the Snakefile that only name targets
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from openspectra.assumptions import study_files
 from openspectra.errors import ConfigError
+from openspectra.export.config import FAMILIES
 from openspectra.model_ids import ModelId
 from openspectra.reporting.plan import plan_of
 from openspectra.stage_versions import STAGE_VERSIONS
@@ -61,6 +62,8 @@ RELEASED = manifests("release")
 UP_TO["pretrain"] = UP_TO["tokens"] + manifests("pretrain", "release")
 UP_TO["quantize"] = UP_TO["tokens"] + QUANTIZED_FROM + manifests("quantize")
 UP_TO["evaluate"] = UP_TO["pretrain"] + manifests("quantize", "tasks", "benchmarks", "evaluate")
+UP_TO["export"] = UP_TO["tokens"] + [f"{RESULTS}/{each.model}/manifest.json" for each in STUDY.exported.values()]
+UP_TO["export"] += manifests("export")
 UP_TO["report"] = [*manifests(*STAGE_VERSIONS), f"{REPORTS}/manifest.json"]
 UP_TO["all"] = [*UP_TO["report"], f"{RESULTS}/tracking.json"]
 
@@ -105,6 +108,7 @@ wildcard_constraints:
     size=one_of(STUDY.sizes),
     quantized=one_of(ALL_QUANTIZED),
     model=one_of(STUDY.models),
+    format=one_of(FAMILIES),
 
 
 def resolved_config(wildcards) -> str:

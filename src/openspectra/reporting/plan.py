@@ -30,6 +30,7 @@ class Plan:
     """Checkpoints that are evaluated among them."""
     suites: dict[str, list[str]]
     """Tasks by suite; every model is evaluated on every suite."""
+    exports: list[str]
     parameters: dict[str, int]
     """Parameters of the largest model of each size."""
     text: str
@@ -39,7 +40,8 @@ class Plan:
 
     @property
     def artifacts(self) -> list[str]:
-        return [*self.data, *self.models, *(name for suite in self.suites for name in self._evaluations(suite))]
+        evaluations = [name for suite in self.suites for name in self._evaluations(suite)]
+        return [*self.data, *self.models, *evaluations, *self.exports]
 
     def made(self, results: Path) -> list[Path]:
         """Return the folders of those artifacts that are finished below `results`."""
@@ -61,6 +63,8 @@ class Plan:
             if absent:
                 what = suite if tasks == [suite] else f"{suite} ({', '.join(tasks)})"
                 sentences.append(f"Not evaluated on suite {what}, {_count(absent, self.models)}.")
+        if exports := [name.removeprefix("exports/") for name in self.exports if name not in given]:
+            sentences.append(f"Not exported: {', '.join(exports)}.")
         return sentences + self._why(given)
 
     def _why(self, given: set[str]) -> list[str]:
@@ -87,7 +91,8 @@ def plan_of(study: Study, logs: Path | None = None) -> Plan:
         size = ModelId.parse(model_id).size
         parameters[size] = max(parameters.get(size, 0), run.shape.num_parameters)
     tasks = {name: list(suite.tasks) for name, suite in suites.items()}
-    return Plan(data, study.evaluated, tasks, parameters, _text_of(study), _failures(study, logs) if logs else {})
+    failures = _failures(study, logs) if logs else {}
+    return Plan(data, study.evaluated, tasks, list(study.exported), parameters, _text_of(study), failures)
 
 
 def _failures(study: Study, logs: Path) -> dict[str, list[str]]:
@@ -96,6 +101,7 @@ def _failures(study: Study, logs: Path) -> dict[str, list[str]]:
     rules |= {place: made[stage] for place, stage in study.artifacts.items() if stage in made}
     paths = {model: logs / rule / f"{model}.log" for model, rule in rules.items()}
     paths |= {f"evaluation/{model}": logs / "evaluate_model" / f"{model}.log" for model in study.evaluated}
+    paths |= {place: logs / "export_model" / f"{place.removeprefix('exports/')}.log" for place in study.exported}
     return {place: lines for place, path in paths.items() if (lines := failure_in(path))}
 
 

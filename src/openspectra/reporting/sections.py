@@ -13,6 +13,7 @@ from openspectra.model_ids import ModelId
 from openspectra.reporting import (
     conformance,
     duels,
+    exports,
     provenance,
     scaling_figures,
     scaling_law,
@@ -63,6 +64,7 @@ def study_sections(config: ReportConfig, results: Results, losses: DocumentLosse
         duels_section(results),
         quantization_section(results),
         more_section(results, losses),
+        exports.exports_section(results),
     ]
 
 

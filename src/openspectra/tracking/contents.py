@@ -24,7 +24,7 @@ CURVES = ("train.csv", "valid.csv")
 MAX_FILE_BYTES = 5_000_000
 """Larger files stay where they are; their names and hashes stand in the manifest, which is logged."""
 KINDS = {stage: "model" for stage in ("pretrain", "checkpoint", "release", "quantize")}
-KINDS |= {"evaluate": "scores", "report": "report"}
+KINDS |= {"evaluate": "scores", "report": "report", "export": "export"}
 """What a run is about, by the stage of its artifact: all other stages make data. Searches know no `or`."""
 MAX_NOTE = 6000
 """Characters of links that a description takes; MLflow cuts a tag at 8000."""
@@ -106,7 +106,10 @@ def small_files(artifact: Artifact) -> Iterator[tuple[Path, str | None]]:
     if (artifact.folder / "run.json").is_file():
         yield artifact.folder / "run.json", None
     for record in artifact.manifest.files:
-        if record.path.endswith((".csv", ".html", ".svg", "data_card.json")) and record.bytes <= MAX_FILE_BYTES:
+        if (
+            record.path.endswith((".csv", ".html", ".svg", ".md", "data_card.json", "certificate.json"))
+            and record.bytes <= MAX_FILE_BYTES
+        ):
             yield artifact.file(record.path), record.path.rpartition("/")[0] or None
 
 

@@ -1,0 +1,51 @@
+"""Logits of a GPTQ folder on fixed token ids: ours are written to a file, those of another program held against them.
+
+Usage: gptq_logits.py ours|auto-gptq|transformers FOLDER FILE. Runs in environments that lack this project.
+"""
+
+import os
+import sys
+
+import numpy as np
+import torch
+
+os.environ.update(TORCHAO_FORCE_SKIP_LOADING_SO_FILES="1", GPTQMODEL_CPU_WORKERS="2", TORCHDYNAMO_DISABLE="1")
+
+
+def load(program: str, folder: str):
+    """Return the model of a folder, as a program loads it."""
+    if program == "ours":
+        from openspectra.export.loading import load_model
+
+        return load_model(folder).model
+    if program == "auto-gptq":
+        from auto_gptq import AutoGPTQForCausalLM
+
+        settings = {"use_safetensors": True, "use_triton": False, "disable_exllama": True, "disable_exllamav2": True}
+        return AutoGPTQForCausalLM.from_quantized(folder, device="cpu", **settings).model
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, device_map="cpu", dtype=torch.float16)
+
+
+def main() -> None:
+    """Write our logits, or print the row of another program."""
+    program, folder, path = sys.argv[1:]
+    try:
+        model = load(program, folder).eval()
+        ids = torch.arange(2 * 64).view(2, 64) * 7 % model.config.vocab_size
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits.float().numpy()
+    except Exception as error:  # what a program says is the result
+        print(f"| {folder} | {program} | {type(error).__name__}: {str(error).splitlines()[0]} | | |")
+        return
+    if program == "ours":
+        np.savez(path, logits=logits)
+        return
+    own = np.load(path)["logits"]
+    same = (own.argmax(-1) == logits.argmax(-1)).mean()
+    print(f"| {folder} | {program} | {np.abs(own - logits).max():.4f} | {own.std():.2f} | {100 * same:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
