@@ -60,7 +60,7 @@ def row(results: Path, name: str, config: QuantizeConfig, folder: Path) -> str:
     import torch
     from reference_gptq import gptq_model
 
-    from openspectra.quantization.divergence import divergence, load_float32, rounded
+    from openspectra.quantization.divergence import divergences, load_float32, rounded
 
     model = open_artifact(results / name)
     train, valid = (open_artifact(results / "tokens" / split) for split in ("train", "valid"))
@@ -79,7 +79,7 @@ def row(results: Path, name: str, config: QuantizeConfig, folder: Path) -> str:
         "half": half,
         "plain": plain(config, model.folder, samples.tolist(), folder / "plain"),
     }
-    found = {way: divergence(reference, each, sequences) for way, each in by_way.items()}
+    found = dict(zip(by_way, divergences(reference, list(by_way.values()), sequences), strict=True))
     kl = {way: each[0] for way, each in found.items()}
     with torch.inference_mode():
         own = torch.from_numpy(sequences.astype("int64"))

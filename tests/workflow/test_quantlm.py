@@ -28,7 +28,7 @@ def validation_text(folder, length: int) -> np.ndarray:
 
 @pytest.mark.parametrize("bits", [3, 4, 6, 8])
 def test_quantlm_is_as_near_to_its_floatlm_as_the_reference_gptq(tiny, tmp_path, bits):
-    from openspectra.quantization.divergence import divergence, load_float32, rounded
+    from openspectra.quantization.divergence import divergences, load_float32, rounded
 
     folder = tiny / RESULTS
     artifact = open_artifact(folder / f"quantlm/2L-{bits}bit")
@@ -39,10 +39,9 @@ def test_quantlm_is_as_near_to_its_floatlm_as_the_reference_gptq(tiny, tmp_path,
     )
     samples = draw_calibration(config, Tokens(open_artifact(folder / "tokens/train")), tmp_path / "calibration.csv")
     reference = gptq_model(floatlm, samples, bits, config.group_size, config.damp_percent)
-    kl, _ = divergence(floatlm, load_float32(artifact.folder), sequences)
-    of_reference, _ = divergence(floatlm, reference, sequences)
-    of_rounding, _ = divergence(floatlm, rounded(copy.deepcopy(floatlm), bits, config.group_size), sequences)
-    of_half, _ = divergence(floatlm, copy.deepcopy(floatlm).half().float(), sequences)
+    rounding, half = rounded(copy.deepcopy(floatlm), bits, config.group_size), copy.deepcopy(floatlm).half().float()
+    models = [load_float32(artifact.folder), reference, rounding, half]
+    kl, of_reference, of_rounding, of_half = (kl for kl, _ in divergences(floatlm, models, sequences))
     assert 0 < kl < FACTOR * of_reference and of_reference < FACTOR * kl
     assert kl < of_rounding
     assert metrics["kl"] == pytest.approx(kl, rel=0.5) and metrics["rounding_kl"] == pytest.approx(of_rounding, rel=0.5)

@@ -185,6 +185,7 @@ def test_forced_quantization_redoes_what_follows_and_nothing_upstream(tiny_copy)
     one = "results/tiny/quantlm/2L-4bit/manifest.json"
     finished = snakemake(tiny_copy, "--forcerun", "quantize_model", "--until", "quantize_model", one)
     assert finished.returncode == 0, finished.stdout[-3000:]
+    assert "quantize: done, in results/tiny/quantlm/2L-4bit" in finished.stdout
     assert hashlib.sha256((tiny_copy / one).read_bytes()).hexdigest() == before[one]  # bit for bit again
 
 

@@ -4,7 +4,6 @@ Both are compared in float32 with the FloatLM, on the same tokens of the validat
 """
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +35,10 @@ def compare(config: QuantizeConfig, float_model: Path, quantized: Path, tokens_v
     indices = sequence_at(range(min(MOST_SEQUENCES, available)), available, config.seed)
     sequences = tokens_valid.sequences(indices, length)
     reference = load_float32(float_model)
-    candidates: dict[str, Callable[[], PreTrainedModel]] = {
-        "": lambda: load_float32(quantized),
-        "rounding_": lambda: rounded(load_float32(float_model), config.bits, config.group_size),
-    }
-    found: dict[str, float] = {"num_compared_tokens": sequences[:, 1:].size}
-    for prefix, load in candidates.items():  # one at a time: two models are held
-        found[f"{prefix}kl"], found[f"{prefix}added_loss"] = divergence(reference, load(), sequences)
+    models = [load_float32(quantized), rounded(load_float32(float_model), config.bits, config.group_size)]
+    ours, of_rounding = divergences(reference, models, sequences)
+    names = ("kl", "added_loss", "rounding_kl", "rounding_added_loss")
+    found = dict(zip(names, ours + of_rounding, strict=True)) | {"num_compared_tokens": sequences[:, 1:].size}
     if not math.isfinite(found["kl"]):
         raise OpenSpectraError(
             f"{config.model_id}: its answers are no numbers (KL {found['kl']}); the FloatLM's weights do not fit float16."
@@ -51,22 +47,25 @@ def compare(config: QuantizeConfig, float_model: Path, quantized: Path, tokens_v
 
 
 @torch.inference_mode()
-def divergence(reference: PreTrainedModel, model: PreTrainedModel, sequences_ST: np.ndarray) -> tuple[float, float]:
-    """Return the mean over tokens of KL(reference || model), and of the loss that the model adds, in nats.
+def divergences(
+    reference: PreTrainedModel, models: list[PreTrainedModel], sequences_ST: np.ndarray
+) -> list[tuple[float, float]]:
+    """Return of each model the mean over tokens of KL(reference || model), and of the loss that it adds, in nats.
 
     `sequences_ST` holds one token more than is read: the last one's target.
     """
-    kl = added = 0.0
+    sums = np.zeros((len(models), 2))
     for sequence in torch.from_numpy(sequences_ST.astype(np.int64)).to(device()):
-        logits = [each(sequence[None, :-1]).logits[0] for each in (reference, model)]
+        own, *others = (each(sequence[None, :-1]).logits[0] for each in (reference, *models))
         for first in range(0, len(sequence) - 1, POSITIONS):
             rows = slice(first, first + POSITIONS)
-            ours, theirs = (_log_probabilities(each[rows]) for each in logits)
-            kl += (ours.exp() * (ours - theirs)).sum().item()
-            targets = sequence[1:][rows, None]
-            added += (ours.gather(1, targets) - theirs.gather(1, targets)).sum().item()
-    count = sequences_ST[:, 1:].size
-    return kl / count, added / count
+            expected, targets = _log_probabilities(own[rows]), sequence[1:][rows, None]
+            for number, logits in enumerate(others):
+                found = _log_probabilities(logits[rows])
+                kl = (expected.exp() * (expected - found)).sum()
+                added = (expected.gather(1, targets) - found.gather(1, targets)).sum()
+                sums[number] += kl.item(), added.item()
+    return [tuple(each) for each in (sums / sequences_ST[:, 1:].size).tolist()]
 
 
 def load_float32(folder: Path) -> PreTrainedModel:

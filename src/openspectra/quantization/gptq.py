@@ -6,6 +6,7 @@ no finite numbers, a Hessian that gptqmodel alters beyond its damping.
 """
 
 import csv
+import gc
 import math
 import os
 import shutil
@@ -71,6 +72,7 @@ def _run_gptq(
 
     from openspectra.device import device
 
+    gc.freeze()  # gptqmodel collects garbage at every step, and would search all that the libraries hold
     settings = GPTQConfig(
         bits=config.bits,
         group_size=config.group_size,
