@@ -35,7 +35,18 @@ MANIFEST = "manifest.json"
 FINISHED = "finished.json"
 """A copy of the manifest beside it, where a stage makes several artifacts (`evaluation/suites.py`)."""
 UNHASHED = {
-    *("run.json", FINISHED, "answers.jsonl", "speed.jsonl", "checkpoints", ".staging", "lock", "owner.json", "interrupted.json", "parts")
+    *(
+        "run.json",
+        FINISHED,
+        "answers.jsonl",
+        "speed.jsonl",
+        "checkpoints",
+        ".staging",
+        "lock",
+        "owner.json",
+        "interrupted.json",
+        "parts",
+    )
 }
 """What may lie beside a manifest without being part of the artifact."""
 RECORDED_PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "datasets", "gptqmodel", "lm_eval", "numpy")
