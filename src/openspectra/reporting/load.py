@@ -291,7 +291,8 @@ def _parts_of_groups(scores: pd.DataFrame, models: list[Model]) -> pd.Series:
     for model in models:
         for artifact in model.evaluations:
             own = (scores["model_id"] == str(model.id)) & (scores["suite"] == suite_name(artifact))
-            named = set(artifact.manifest.config["tasks"])
+            absent = {row["task"] for row in artifact.rows("missing.csv")}
+            named = set(artifact.manifest.config["tasks"]) - absent
             if named <= set(scores.loc[own, "task"]):
                 parts |= own & ~scores["task"].isin(named)
     return parts
