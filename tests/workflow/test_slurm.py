@@ -266,7 +266,7 @@ def test_a_job_that_runs_out_of_memory_is_tried_again_with_more(lab, long_traini
 def test_five_time_limits_on_two_nodes_with_two_ranks_each(lab, long_training, undisturbed):
     steps, layout = 6000, ("pretrain_model:nodes=2", "pretrain_model:devices=2", "pretrain_model:micro_batch=1")
     project = long_training(steps)
-    more = ("pretrain_model:runtime=4", "pretrain_model:slurm_extra='--open-mode=append --signal=USR1@50'")
+    more = ("pretrain_model:runtime=2", "pretrain_model:slurm_extra='--open-mode=append --signal=USR1@45'")
     command = (f"{TRILM}/manifest.json", *STUDY, *layout, *more)
     before = set(jobs_seen(lab))
     assert finish(workflow(lab, project, *command), project, 7200) == 0, output(project)
