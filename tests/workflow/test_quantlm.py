@@ -81,7 +81,7 @@ def test_a_width_that_is_lost_or_changed_is_made_alone(tiny_copy):
     before = {path: path.read_bytes() for path in folder.glob("*/manifest.json")}
     (folder / "2L-6bit/manifest.json").unlink()
     (folder / "2L-6bit" / FINISHED).unlink()
-    finished = snakemake(tiny_copy)
+    finished = snakemake(tiny_copy, "evaluate")
     assert finished.returncode == 0, finished.stdout[-3000:]
     assert {path: path.read_bytes() for path in folder.glob("*/manifest.json")} == before
     assert re.findall(r"^quantize: done, in \S+/quantlm/(\S+)$", finished.stdout, re.MULTILINE) == ["2L-6bit"]
