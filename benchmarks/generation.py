@@ -142,10 +142,10 @@ def table(rounds: dict[str, list[tuple[float, float]]]) -> str:
 
 
 def save_tokenizer(path: Path) -> None:
-    """Write a tokenizer of single bytes: the speed of a model does not depend on it, and GGUF holds one."""
+    """Write a tokenizer of bytes and one merge: the speed of a model does not depend on it, and llama.cpp wants one."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: index for index, token in enumerate(["<|endoftext|>", *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab, []))
+    vocab = {token: index for index, token in enumerate(["<|endoftext|>", *alphabet, "th"])}
+    tokenizer = Tokenizer(models.BPE(vocab, [("t", "h")]))
     tokenizer.add_special_tokens(["<|endoftext|>"])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

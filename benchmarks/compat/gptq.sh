@@ -16,8 +16,6 @@ if [ ! -e .compat/optimum/done ]; then
 fi
 echo "| folder | program | largest logit difference | deviation of the logits | same argmax, % |"
 echo "|---|---|---:|---:|---:|"
-for folder in "$@"; do
-  python "$here/gptq_logits.py" ours "$folder" .compat/logits.npz
-  .compat/auto-gptq/bin/python "$here/gptq_logits.py" auto-gptq "$folder" .compat/logits.npz
-  .compat/optimum/bin/python "$here/gptq_logits.py" transformers "$folder" .compat/logits.npz
-done
+python "$here/gptq_logits.py" ours .compat/logits.npz "$@"
+.compat/auto-gptq/bin/python "$here/gptq_logits.py" auto-gptq .compat/logits.npz "$@"
+.compat/optimum/bin/python "$here/gptq_logits.py" transformers .compat/logits.npz "$@"

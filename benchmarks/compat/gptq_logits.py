@@ -1,6 +1,6 @@
 """Logits of a GPTQ folder on fixed token ids: ours are written to a file, those of another program held against them.
 
-Usage: gptq_logits.py ours|auto-gptq|transformers FOLDER FILE. Runs in environments that lack this project.
+Usage: gptq_logits.py ours|auto-gptq|transformers FILE FOLDER... Runs in environments that lack this project.
 """
 
 import os
@@ -29,22 +29,25 @@ def load(program: str, folder: str):
 
 
 def main() -> None:
-    """Write our logits, or print the row of another program."""
-    program, folder, path = sys.argv[1:]
-    try:
-        model = load(program, folder).eval()
-        ids = torch.arange(2 * 64).view(2, 64) * 7 % model.config.vocab_size
-        with torch.no_grad():
-            logits = model(input_ids=ids).logits.float().numpy()
-    except Exception as error:  # what a program says is the result
-        print(f"| {folder} | {program} | {type(error).__name__}: {str(error).splitlines()[0]} | | |")
-        return
+    """Write our logits of each folder, or print the rows of another program."""
+    program, path, *folders = sys.argv[1:]
+    own = np.load(path) if program != "ours" else {}
+    found = {}
+    for folder in folders:
+        try:
+            model = load(program, folder).eval()
+            ids = torch.arange(2 * 64).view(2, 64) * 7 % model.config.vocab_size
+            with torch.no_grad():
+                found[folder] = model(input_ids=ids).logits.float().numpy()
+        except Exception as error:  # what a program says is the result
+            print(f"| {folder} | {program} | {type(error).__name__}: {str(error).splitlines()[0]} | | |")
+            continue
+        if folder in own:
+            ours, theirs = own[folder], found[folder]
+            same = (ours.argmax(-1) == theirs.argmax(-1)).mean()
+            print(f"| {folder} | {program} | {np.abs(ours - theirs).max():.4f} | {ours.std():.2f} | {100 * same:.2f} |")
     if program == "ours":
-        np.savez(path, logits=logits)
-        return
-    own = np.load(path)["logits"]
-    same = (own.argmax(-1) == logits.argmax(-1)).mean()
-    print(f"| {folder} | {program} | {np.abs(own - logits).max():.4f} | {own.std():.2f} | {100 * same:.2f} |")
+        np.savez(path, **found)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """llama.cpp, where `llama-cpp-python` is installed: a GGUF file run by the program that it is made for."""
 
 import time
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ def open_file(path: Path, num_threads: int, context: int, all_logits: bool = Fal
     """Return the model of a file, as `llama_cpp.Llama`."""
     from llama_cpp import Llama
 
+    warnings.filterwarnings("ignore", category=ResourceWarning)  # it leaves /dev/null open
     threads = {"n_threads": num_threads, "n_threads_batch": num_threads}
     return Llama(str(path), n_ctx=context, n_batch=context, logits_all=all_logits, seed=seed, verbose=False, **threads)
 
@@ -37,7 +39,7 @@ def agreement(
 
     And its speed, a fact of this machine: tokens per second, one at a time and as a prompt.
     """
-    llama = open_file(path, num_threads, sequences.shape[1], all_logits=True)
+    llama = open_file(path, num_threads, sequences.shape[1] - 1, all_logits=True)
     agreeing = same_ids = 0
     difference, prompt_seconds = 0.0, 0.0
     for row in sequences:
