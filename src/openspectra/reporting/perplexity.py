@@ -10,7 +10,16 @@ import pandas as pd
 
 from openspectra.artifacts import Artifact
 from openspectra.identity import kind_label
-from openspectra.reporting.drawing import Drawing, colour_of, legend_below, look_of, marker_of, panel, to_drawing
+from openspectra.reporting.drawing import (
+    PAIR_INCHES,
+    Drawing,
+    colour_of,
+    legend_below,
+    look_of,
+    marker_of,
+    panel,
+    to_drawing,
+)
 from openspectra.reporting.formats import Cell, given, missing
 from openspectra.reporting.load import HELD_OUT, Results
 from openspectra.reporting.section import FigureGroup, Row, Section, View
@@ -35,7 +44,7 @@ TABLE = (
     *("model_id", "corpus", "bits_per_byte", "perplexity", "loss", "loss_low", "loss_high"),
     *("num_documents", "num_tokens"),
 )
-ROW_INCHES, LEFT_INCHES, WIDTH_INCHES, LEGEND_COLUMNS = 0.3, 1.75, 6.4, 3
+ROW_INCHES, LEFT_INCHES, LEGEND_COLUMNS = 0.3, 1.6, 3
 NATS_PER_BIT = math.log(2)
 
 
@@ -53,6 +62,7 @@ def perplexity_section(results: Results, num_resamples: int, seed: int) -> Secti
         "Bits per byte by corpus",
         "The largest size of which FloatLM and TriLM are there, all its models; further left is better.",
         drawings,
+        pairs=True,
     )
     return Section(
         "perplexity",
@@ -121,7 +131,7 @@ def corpus_panel(results: Results, table: pd.DataFrame) -> list[Drawing]:
     models = [model for model in results.study_models if model.id.size == sizes[-1]]
     models = [model for model in models if str(model.id) in set(scored["model_id"])]
     corpora = [name for name in dict.fromkeys(table["corpus"]) if name in set(scored["corpus"])]
-    size = (WIDTH_INCHES, ROW_INCHES * len(corpora))
+    size = (PAIR_INCHES[0], ROW_INCHES * len(corpora))
     with panel(size, legend_rows=-(-len(models) // LEGEND_COLUMNS), left=LEFT_INCHES) as (figure, axes):
         for model in models:
             own = scored[scored["model_id"] == str(model.id)].set_index("corpus")["bits_per_byte"]

@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from openspectra.identity import kind_label
+from openspectra.model_ids import ModelId
 from openspectra.reporting.formats import Cell, counted, given, interval_text, missing, signed
 from openspectra.reporting.load import Results
 from openspectra.reporting.section import Row, Section, View
@@ -44,17 +45,17 @@ class Spread:
 def seeds_section(results: Results, losses: DocumentLosses) -> Section:
     """Return the spread over seeds; empty where every model was trained once."""
     spreads = spreads_of(results, losses)
-    by_measure: dict[str, list[Spread]] = {}
+    by_measure: dict[str, list[Spread]] = {TEST_LOSS: [], DIFFERENCE: []}
     for spread in spreads:
         by_measure.setdefault(spread.measure, []).append(spread)
-    parts = [_view(results, measure, found) for measure, found in by_measure.items()]
+    parts = [_view(results, measure, found) for measure, found in by_measure.items() if found]
     lead = (
         "The same models trained with several seeds: other initial weights, and the same text in another order. Spread: "
         f"standard deviation between the runs. The {LEVEL_TEXT} interval over seeds is that of the mean of the runs (t "
         "distribution); beside it the interval over test documents of the first seed alone. A difference between models "
         "counts where both exclude zero."
     )
-    notes = [_sentence(each) for each in by_measure.get(DIFFERENCE, [])]
+    notes = [_sentence(each) for each in by_measure[DIFFERENCE]]
     tables = {"seeds.csv": seed_table(spreads)} if spreads else {}
     return Section("seeds", "Spread over seeds", "Seeds", lead if spreads else "", notes, parts, tables)
 
@@ -147,10 +148,10 @@ def _documents_cell(interval: Interval | None, factor: int, decimals: int, with_
 def _sentence(spread: Spread) -> str:
     """Return in how many runs a model lies below its FloatLM twin."""
     below, number = int((spread.values < 0).sum()), len(spread.values)
-    kind, _, size = spread.model_id.partition("/")
+    model = ModelId.parse(spread.model_id)
     seeds = spread.over_seeds
     verdict = "excludes zero" if seeds.excludes_zero else "includes zero"
     return (
-        f"{kind_label(kind)} {size}: test loss below that of its FloatLM in {below} of {number} runs, mean {signed(seeds.value)} "
+        f"{kind_label(model.kind)} {model.size}: test loss below that of its FloatLM in {below} of {number} runs, mean {signed(seeds.value)} "
         f"nats/token ({LEVEL_TEXT} over seeds: {interval_text(seeds, 4, with_sign=True)}; {verdict})."
     )
