@@ -140,6 +140,17 @@ def test_second_run_does_nothing(tiny):
     assert "Nothing to be done" in again.stdout
 
 
+@pytest.mark.slow
+def test_snakemake_s_own_report_holds_page_and_tables_with_captions(tiny_copy):
+    made = snakemake(tiny_copy, "--report", "report.html")
+    assert made.returncode == 0, made.stdout[-3000:]
+    text = (tiny_copy / "report.html").read_text()
+    for name in ("index.html", "models.csv", "scores.csv", "gaps.csv"):
+        assert f"reports/tiny/{name}" in text
+    assert "every model with sizes, losses and scores" in text and "one row per model, sizes and test loss" in text
+    assert '"Page"' in text and '"Tables"' in text
+
+
 def test_changed_task_list_reruns_evaluation_and_report_only(tiny_copy):
     edit_study(tiny_copy, "[held_out_text, cloze, continuation, minimal_pairs]", "[held_out_text, cloze]")
     jobs = planned(snakemake(tiny_copy, "-n").stdout)
