@@ -157,6 +157,7 @@ def recover() -> list[str]:
     """
     if workflow.is_main_process:
         workflow.dag_settings.force_incomplete = True  # what a killed job left is made again
+    if workflow.is_main_process and workflow.execution_settings:  # none where Snakemake only makes its own report
         workflow.execution_settings.keep_incomplete = True  # an output is whole or absent; of a failed job some are whole
         plan_what_is_damaged()
         if workflow.executor_plugin and not workflow.dryrun:

@@ -16,6 +16,7 @@ from openspectra.reporting.drawing import (
     legend_below,
     log_x_axis,
     panel,
+    round_ticks,
     to_drawing,
     tokens_axis,
 )
@@ -255,6 +256,8 @@ def _gradient_panels(results: Results) -> list[Drawing]:
             axes.set(title=size, ylabel="Gradient norm")
             tokens_axis(axes)
             axes.set_yscale("log")
+            ticks = round_ticks(*axes.get_ylim())
+            axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
             axes.minorticks_off()
             legend_below(figure, axes, columns=3)
             drawings.append(to_drawing(figure, f"gradients_{size}", f"Gradient norm of size {size} over tokens seen"))
@@ -262,18 +265,19 @@ def _gradient_panels(results: Results) -> list[Drawing]:
 
 
 def _gradient_view(results: Results, table: pd.DataFrame) -> View:
-    columns = [
-        ("Gradient norm", "median"), ("Gradient norm", "largest"), ("Skipped steps", "of the loss scaler"),
-        ("Skipped tokens", ""), ("Loss scale", "smallest"),
-    ]  # fmt: skip
-    reason = "trained without a loss scale"
+    columns = [("Gradient norm", "median"), ("Gradient norm", "largest"), ("Skipped steps", "not finite")]
+    counts = ["skipped_steps"]
+    if table["min_loss_scale"].notna().any():
+        columns += [("Skipped tokens", ""), ("Loss scale", "smallest")]
+        counts += ["skipped_tokens", "min_loss_scale"]
     rows = []
     for record in table.to_dict("records"):
         model = results.by_id[record["model_id"]]
         cells = [_number(record[key], ".3g") for key in ("median_gradient_norm", "largest_gradient_norm")]
-        for key in ("skipped_steps", "skipped_tokens", "min_loss_scale"):
+        for key in counts:
             value = None if pd.isna(record[key]) else record[key]
-            cells.append(number_cell(value, "" if value is None else counted(value), reason))
+            text = "" if value is None else counted(value)
+            cells.append(number_cell(value, text, "not recorded: trained without a loss scale"))
         rows.append(Row(record["model_id"], model.id.kind, model.id.size, cells))
     return View(columns, rows, title="Gradients and loss scale", is_folded=len(rows) > 6)
 
