@@ -16,7 +16,7 @@ PIP := pip==26.3
 TORCH := $(shell sed -n 's/^ *"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)
 
 # Two test processes at a time; each takes whole files, whose tests share what they make, in the order of `testpaths`.
-WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder --durations=30
 
 # Snakemake's shell commands find `openspectra` and `python` of the environment, and no module from outside it.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)

@@ -1,5 +1,6 @@
 """The hub data sets that lm-eval's tasks of the shipped studies read: their layout and columns, rows of our own."""
 
+import json
 import random
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,6 +51,9 @@ def write_benchmarks(hub: Path, subjects: list[str], num_rows: int = 3) -> None:
         ("truthfulqa/truthful_qa", "multiple_choice"): (truthfulqa_row, {"validation"}),
         ("hails/bigbench", "bbq_lite_json_zero_shot"): (bigbench_row, {"default", *held}),
     }
+    data_sets[("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1")] = (page_row, held | {"test"})
+    paloma = ("ptb", "c4_en", "dolma-v1_5", "m2d2_s2orc_unsplit", "m2d2_wikipedia_unsplit", "falcon-refinedweb")
+    data_sets |= {("allenai/paloma", name): (text_row, {"val", "test"}) for name in paloma}
     data_sets |= {("cais/mmlu", subject): (mmlu_row, {"dev", "validation", "test"}) for subject in subjects}
     configs: dict[str, list[Row]] = {}
     for (repository, name), (make_row, splits) in data_sets.items():
@@ -63,6 +67,16 @@ def write_benchmarks(hub: Path, subjects: list[str], num_rows: int = 3) -> None:
             pyarrow.parquet.write_table(table, target)
             files.append({"split": split, "path": path})
         configs.setdefault(repository, []).append({"config_name": name, "data_files": files})
+    rng = random.Random("corpora")
+    rows = [text_row(rng, number) for number in range(num_rows)]
+    cosmopedia = hub / "HuggingFaceTB/cosmopedia" / COMMIT / "data/stanford/train-00000-of-00013.parquet"
+    cosmopedia.parent.mkdir(parents=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), cosmopedia)
+    slimpajama = hub / "cerebras/SlimPajama-627B" / COMMIT / "validation/chunk1/example_holdout_0.jsonl.zst"
+    slimpajama.parent.mkdir(parents=True)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    with pyarrow.CompressedOutputStream(str(slimpajama), "zstd") as file:
+        file.write(lines.encode())
     for repository, listed in configs.items():
         card = yaml.safe_dump({"configs": listed})
         (hub / repository / COMMIT / "README.md").write_text(f"---\n{card}---\n", encoding="utf-8")
@@ -111,6 +125,14 @@ def piqa_row(rng: random.Random, number: int) -> Row:
 def winogrande_row(rng: random.Random, number: int) -> Row:
     sentence = f"{phrase(rng)} because _ {phrase(rng)}."
     return {"sentence": sentence, "option1": "Ada", "option2": "Max", "answer": rng.choice("12")}
+
+
+def text_row(rng: random.Random, number: int) -> Row:
+    return {"text": phrase(rng, 60)}
+
+
+def page_row(rng: random.Random, number: int) -> Row:
+    return {"page": phrase(rng, 60)}
 
 
 def lambada_row(rng: random.Random, number: int) -> Row:

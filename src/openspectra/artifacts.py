@@ -33,9 +33,20 @@ from openspectra.writing import only_writer, write_atomically
 
 MANIFEST = "manifest.json"
 FINISHED = "finished.json"
-"""A copy of the manifest beside it, where a stage makes several artifacts (`evaluation/suites.py`)."""
+"""A copy of the manifest beside it, where a job makes several artifacts (`finished.py`)."""
 UNHASHED = {
-    *("run.json", FINISHED, "speed.jsonl", "checkpoints", ".staging", "lock", "owner.json", "interrupted.json", "parts")
+    *(
+        "run.json",
+        FINISHED,
+        "answers.jsonl",
+        "speed.jsonl",
+        "checkpoints",
+        ".staging",
+        "lock",
+        "owner.json",
+        "interrupted.json",
+        "parts",
+    )
 }
 """What may lie beside a manifest without being part of the artifact."""
 RECORDED_PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "datasets", "gptqmodel", "lm_eval", "numpy")

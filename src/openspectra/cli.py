@@ -7,6 +7,7 @@ Every stage reads a resolved config and artifact folders, and writes one artifac
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -234,6 +235,19 @@ def benchmarks(config: Config, out: Out, log: Log = None) -> None:
 
 
 @app.command()
+def mirror(
+    folder: Annotated[Path, typer.Argument(help="Folder with files <task>/<split>.parquet in the hub's columns.")],
+    log: Log = None,
+) -> None:
+    """Lay files out as data sets of the hub, so that lm-eval's tasks run without a network; say what is not as there."""
+    from openspectra.evaluation.mirror import mirror as lay_out
+
+    with _session(log):
+        for line in lay_out(folder):
+            _say(line)
+
+
+@app.command()
 def contamination(
     config: Config,
     out: Out,
@@ -330,14 +344,37 @@ def release(config: Config, out: Out, log: Log = None) -> None:
 
 
 @app.command()
-def quantize(config: Config, out: Out, model: Model, train: Train, threads: Threads = 1, log: Log = None) -> None:
-    """Quantize one FloatLM with GPTQ."""
+def quantize(
+    config: Config, out: Out, model: Model, train: Train, valid: Valid, threads: Threads = 1, log: Log = None
+) -> None:
+    """Quantize one FloatLM with GPTQ; what was finished before is not computed again."""
     from openspectra.quantization.config import QuantizeConfig
     from openspectra.quantization.gptq import quantize as run
 
     _set_threads(threads)
-    parents = {"model": (model, None), "tokens_train": (train, "tokens")}
-    _run_stage("quantize", QuantizeConfig, config, out, log, parents, run)
+    parents = {"model": (model, None), "tokens_train": (train, "tokens"), "tokens_valid": (valid, "tokens")}
+    _run_stage("quantize", QuantizeConfig, config, out, log, parents, run, shares_job=True)
+
+
+@app.command()
+def batch(
+    commands: Annotated[list[str], typer.Argument(help='Commands without their first word: "quantize --config ...".')],
+    threads: Threads = 1,
+) -> None:
+    """Run several stage commands in one process, one after the other, so that libraries are loaded once.
+
+    One that fails does not keep the others from being run; the exit code is then theirs: 2 where all that failed had a
+    bad config, else 1.
+    """
+    errors = []
+    for command in commands:
+        try:
+            app([*shlex.split(command), "--threads", str(threads)], standalone_mode=False)
+        except OpenSpectraError as error:
+            _show_error(error)
+            errors.append(error)
+    if errors:
+        sys.exit(errors[0].exit_code if len({error.exit_code for error in errors}) == 1 else 1)
 
 
 @app.command("export")
@@ -649,9 +686,13 @@ def main() -> None:
     try:
         app()
     except OpenSpectraError as error:
-        for line in str(error).splitlines():
-            print(f"openspectra: {line}", file=sys.stderr)
+        _show_error(error)
         sys.exit(error.exit_code)
+
+
+def _show_error(error: OpenSpectraError) -> None:
+    for line in str(error).splitlines():
+        print(f"openspectra: {line}", file=sys.stderr)
 
 
 def _study_file(study: str) -> Path:
@@ -681,22 +722,29 @@ def _run_stage(
     run: Callable,
     many: Sequence[Path] = (),
     update: dict | None = None,
+    shares_job: bool = False,
 ):
     """Read config and parents, run the stage into a draft, publish it in `out`.
 
     `parents` gives path and stage by role, the name under which `run` takes each; `many` are parts, which know their
-    role and are taken as `parts`. `update` goes into the config.
+    role and are taken as `parts`. `update` goes into the config. Where the artifact may share a job with others
+    (`finished.py`), it is not made again once it is finished.
     """
     from openspectra.artifacts import open_artifact, role_of, write_artifact
     from openspectra.config import read_config
+    from openspectra.finished import is_finished, mark_finished
 
     with _session(log):
         resolved = read_config(config_type, config).model_copy(update=update)
         opened = {role: open_artifact(path, parent_stage) for role, (path, parent_stage) in parents.items()}
         parts = [open_artifact(path) for path in many]
         given = opened | ({"parts": parts} if parts else {})
+        if shares_job and is_finished(out, stage, resolved, opened):
+            return
         with write_artifact(out, stage, resolved, opened | {role_of(part): part for part in parts}) as draft:
             draft.metrics |= run(resolved, **given, folder=draft.folder)
+        if shares_job:
+            mark_finished(out)
         logger.info("%s: done, in %s", stage, out)
 
 

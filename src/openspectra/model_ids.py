@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 
 QUANTLM = "quantlm"
 _PATTERN = re.compile(
-    r"(?P<family>[a-z]+)/(?P<size>[0-9A-Za-z]+(?:\.[0-9A-Za-z]+)?)"
+    r"(?P<family>[a-z][a-z0-9_]*)/(?P<size>[0-9A-Za-z]+(?:\.[0-9A-Za-z]+)?)"
     r"(?:\+(?P<variant>[A-Za-z0-9.-]*?[A-Za-z0-9]))?(?:@(?P<step>\d+))?"
     r"(?:-(?P<bits>\d+)bit(?:-c(?P<calibration>\d+))?)?"
 )
+_SEED = re.compile(r"(^|-)seed\d+$")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,16 @@ class ModelId:
     def float_parent(self) -> "ModelId":
         """The FloatLM of the same size, variant and step: what a QuantLM is made from, and what every gap is to."""
         return replace(self, family="floatlm", bits=None, calibration=None)
+
+    @property
+    def first_seed(self) -> "ModelId":
+        """The same model with the seed of the study: `trilm/99M` for `trilm/99M+seed2`."""
+        return replace(self, variant=_SEED.sub("", self.variant or "") or None)
+
+
+def seed_label(seed: int) -> str:
+    """Return a seed of training as it stands at the end of a variant."""
+    return f"seed{seed}"
 
 
 def rate_label(rate: float) -> str:

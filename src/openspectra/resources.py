@@ -105,20 +105,31 @@ def gpu_bytes(run: PretrainConfig, ranks: int, strategy: Strategy, micro_batch: 
     return weights + activations + 3 * 4 * 512 * shape.vocab_size
 
 
-def host_bytes(run: PretrainConfig, devices: int) -> float:
+def host_bytes(run: PretrainConfig, layout: Layout) -> float:
     """Return the memory of a node that a training on GPUs needs, in bytes.
 
-    Each rank builds the model in float32 before its GPU takes it: 4 bytes per parameter, beside the process. At a save
-    the first rank gathers weights and moments, 12 bytes per parameter, and writes them from a second copy.
+    Each rank builds the model in float32 before its GPU takes it: 4 bytes per parameter, beside the process.
     """
-    return devices * (PROCESS_GB * GB + 4 * run.shape.num_parameters) + 24 * run.shape.num_parameters
+    return layout.devices * (PROCESS_GB * GB + 4 * run.shape.num_parameters) + save_bytes(run, layout)
+
+
+def save_bytes(run: PretrainConfig, layout: Layout) -> float:
+    """Return the host memory that saving takes on the first node, in bytes; states are hashed while they are written.
+
+    A state has 12 bytes per parameter, on the first rank, or under FSDP2 shared by all. Kept weights are gathered on the
+    first rank: 4 bytes per parameter, and twice as exported in half precision, as tensors and as the file's content.
+    """
+    state = 12 * run.shape.num_parameters
+    if layout.strategy == "fsdp2" and layout.ranks > 1:
+        return max(state / layout.nodes, 8 * run.shape.num_parameters)
+    return state
 
 
 def cpu_training_bytes(run: PretrainConfig, layout: Layout) -> float:
     """Return the memory that a training without GPUs needs on one node: what a GPU would hold, and the save."""
     micro = layout.micro_batch or _largest_divisor(run.global_batch_size // layout.ranks or 1)
     held = gpu_bytes(run, layout.ranks, layout.strategy, micro, layout.recompute)
-    return layout.devices * (held + PROCESS_GB * GB) + 24 * run.shape.num_parameters
+    return layout.devices * (held + PROCESS_GB * GB) + save_bytes(run, layout)
 
 
 # --- layout -----------------------------------------------------------------------------------------------------------
@@ -294,7 +305,7 @@ class StudyResources:
 
     def _training(self, run: PretrainConfig) -> Needs:
         layout, on_gpus = self.layout(run.model_id), bool(self.site and self.site.gpus)
-        memory = host_bytes(run, layout.devices) if on_gpus else cpu_training_bytes(run, layout)
+        memory = host_bytes(run, layout) if on_gpus else cpu_training_bytes(run, layout)
         threads = self.threads("pretrain_model", run) * (layout.devices if self.site else 1)
         devices = layout.devices if on_gpus else 0
         return Needs(threads, _mb(memory), self._minutes("pretrain_model", run.model_id), devices, layout.nodes)

@@ -26,6 +26,7 @@ STARTS = {
     "check_contamination": 0.2,
     "pretrain_model": 1.3,
     "import_release": 1.0,  # ASSUME: as render_report; not part of the demo
+    "publish_checkpoint": 0.2,  # ASSUME: copies a file; not part of the demo
     "quantize_model": 1.2,
     "evaluate_model": 1.1,
     "export_model": 1.3,  # ASSUME: as evaluate_model, and what is written is read again

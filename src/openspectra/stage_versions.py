@@ -17,9 +17,9 @@ STAGE_VERSIONS = {
     "pretrain": 3,
     "checkpoint": 2,
     "release": 1,
-    "quantize": 3,
+    "quantize": 4,
     "export": 1,
     "tasks": 1,
-    "evaluate": 2,
-    "report": 5,
+    "evaluate": 3,
+    "report": 6,
 }

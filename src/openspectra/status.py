@@ -98,6 +98,7 @@ def log_of(name: str, place: str, stage: str) -> Path:
         "token_part": place.removeprefix("tokens/parts/"),
         "tokens": place.removeprefix("tokens/"),
         "pretrain": place,
+        "checkpoint": place,
         "quantize": place,
         "evaluate": place.removeprefix("evaluation/"),
         "export": place.removeprefix("exports/"),

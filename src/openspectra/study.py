@@ -7,6 +7,7 @@ import csv
 import itertools
 import math
 import re
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,8 @@ from openspectra.errors import ConfigError
 from openspectra.evaluation.config import BUILT_TASKS, SNIPPET_BYTES, BenchmarksConfig
 from openspectra.export.config import ExportConfig, format_problem
 from openspectra.model.config import LlamaShape, ReleaseConfig
-from openspectra.model.families import load_family
-from openspectra.model.size import bits_per_weight, counted_parameters, model_size_bits, padded_rows
-from openspectra.model_ids import QUANTLM, ModelId, rate_label
+from openspectra.model.size import bits_per_weight, counted_parameters, model_size_bits, padded_rows, parameters_of
+from openspectra.model_ids import QUANTLM, ModelId, rate_label, seed_label
 from openspectra.quantization.config import BLOCK, BLOCK_BITS, GROUP_SIZES, MIN_CALIBRATION_LENGTH, QuantizeConfig
 from openspectra.reporting.config import ReportConfig
 from openspectra.strict_yaml import read_yaml
@@ -42,7 +42,7 @@ from openspectra.study_file import (
     SizeLabel,
     StudyFile,
 )
-from openspectra.training.config import FamilyName, PretrainConfig
+from openspectra.training.config import CheckpointConfig, FamilyName, PretrainConfig
 
 
 class Study(StudyFile):
@@ -85,10 +85,12 @@ class Study(StudyFile):
         """Config of every pretraining run that families and sizes describe, also where none is trained."""
         configs = {}
         for (family, size), rates in self.rates.items():
-            for rate, intervention in itertools.product(rates, self.families[family].interventions):
+            interventions, seeds = self.families[family].interventions, self.seeds or [self.seed]
+            for rate, intervention, seed in itertools.product(rates, interventions, seeds):
                 labels = [f"lr{rate_label(rate)}"] * (len(rates) > 1) + [intervention] * (intervention != "both")
+                labels += [seed_label(seed)] * (seed != self.seed)
                 model_id = str(ModelId(family, size, variant="-".join(labels) or None))
-                configs[model_id] = self._pretrain_config(model_id, family, size, rate, intervention)
+                configs[model_id] = self._pretrain_config(model_id, family, size, rate, intervention, seed)
         return configs
 
     @cached_property
@@ -105,6 +107,66 @@ class Study(StudyFile):
             for number in range(self.quantization.num_calibration_sets)
         ]
         return {model_id: self.quantize_config(model_id) for model_id in ids}
+
+    @cached_property
+    def trajectory(self) -> dict[str, QuantizeConfig]:
+        """Resolved config of every QuantLM of a checkpoint that the study asks for, by model id."""
+        section = self.quantization and self.quantization.trajectory
+        if not section:
+            return {}
+        ids = [
+            str(ModelId(QUANTLM, parent.size, parent.variant, step, bits))
+            for name, run in self.pretrained.items()
+            if (parent := ModelId.parse(name)).family == "floatlm"
+            for step in sorted(run.checkpoint_steps if section.steps == "all" else set(section.steps))
+            for bits in dict.fromkeys(section.bits)
+        ]
+        return {model_id: self.quantize_config(model_id) for model_id in ids}
+
+    @cached_property
+    def checkpoints(self) -> dict[str, CheckpointConfig | QuantizeConfig]:
+        """Resolved config of every checkpoint that is evaluated, and of those that such QuantLMs are made from.
+
+        Raises `ConfigError` for what no training keeps.
+        """
+        asked = self.evaluation.checkpoints if self.evaluation else None
+        if asked == "all":
+            asked = [f"{name}@{step}" for name, run in self.pretrained.items() for step in sorted(run.checkpoint_steps)]
+        found: dict[str, CheckpointConfig | QuantizeConfig] = {}
+        problems = []
+        for name in asked or []:
+            try:
+                model = ModelId.parse(name)
+                found |= self._checkpoint_configs(model)
+            except ValueError as error:
+                problems.append(f"evaluation.checkpoints: {error}")
+        if problems:
+            raise ConfigError(problems)
+        return found
+
+    @property
+    def evaluated_checkpoints(self) -> list[str]:
+        """The ids of the checkpoints that are evaluated."""
+        asked = self.evaluation.checkpoints if self.evaluation else None
+        return list(self.checkpoints) if asked == "all" else list(asked or [])
+
+    def _checkpoint_configs(self, model: ModelId) -> dict[str, CheckpointConfig | QuantizeConfig]:
+        """Return the configs that one evaluated checkpoint needs. Raises `ValueError` for what no training keeps."""
+        trained = model.float_parent if model.family == QUANTLM else model
+        run = self.pretrained.get(str(replace(trained, step=None)))
+        if run is None:
+            raise ValueError(
+                f"{model}: no model is trained to keep it; name one of {', '.join(self.pretrained)} with @step."
+            )
+        if model.step not in run.checkpoint_steps:
+            kept = ", ".join(map(str, sorted(run.checkpoint_steps)))
+            raise ValueError(f"{model}: no weights are kept of this step; kept: {kept}.")
+        configs = {str(trained): CheckpointConfig(model_id=str(trained), family=run.family, step=model.step)}
+        if model.family == QUANTLM:
+            if str(replace(model, step=None)) not in self.quantized:
+                raise ValueError(f"{model}: the study makes no {replace(model, step=None)}; correct it.")
+            configs[str(model)] = self.quantize_config(str(model))
+        return configs
 
     def quantize_config(self, model_id: str) -> QuantizeConfig:
         """Return the resolved config of a QuantLM, of a final model or of a checkpoint (`quantlm/99M@1000-4bit`)."""
@@ -125,6 +187,31 @@ class Study(StudyFile):
     def models(self) -> list[str]:
         """The id of every model that is made."""
         return [*self.pretrained, *self.imported, *self.quantized]
+
+    @cached_property
+    def shares_processes(self) -> bool:
+        """Whether all QuantLMs of a size are made by one process, and all its models evaluated by one.
+
+        So it is where libraries take longer to load than anything takes to compute. Larger models have a job each, which
+        a cluster runs side by side; so have the variants of a study, of which sizes have different numbers.
+        """
+        is_small = not any(run.is_compiled for run in self.recipes.values())
+        has_variants = any(ModelId.parse(model_id).variant for model_id in self.recipes)
+        return is_small and not has_variants and not self.released
+
+    def jobs_of(self, models: list[str]) -> dict[str, list[str]]:
+        """Return which of `models` one job quantizes or evaluates, by what names the job: a size, or the model itself."""
+        if not self.shares_processes:
+            return {model: [model] for model in models}
+        jobs: dict[str, list[str]] = {}
+        for model in models:
+            jobs.setdefault(ModelId.parse(model).size, []).append(model)
+        return jobs
+
+    @property
+    def evaluated(self) -> list[str]:
+        """The id of everything that the suites are run on: all models, and the checkpoints that are named."""
+        return [*self.models, *self.evaluated_checkpoints]
 
     @property
     def compared_models(self) -> list[str]:
@@ -245,9 +332,13 @@ class Study(StudyFile):
         if self.checks_contamination:
             places["contamination"] = "contamination"
         places |= dict.fromkeys(self.pretrained, "pretrain") | dict.fromkeys(self.imported, "release")
-        places |= dict.fromkeys(self.quantized, "quantize")
+        checkpoints = [str(ModelId.parse(model).float_parent) for model in self.trajectory]
+        places |= dict.fromkeys(checkpoints, "checkpoint")
+        places |= dict.fromkeys([*self.quantized, *self.trajectory], "quantize")
+        stages = {CheckpointConfig: "checkpoint", QuantizeConfig: "quantize"}
+        places |= {name: stages[type(config)] for name, config in self.checkpoints.items()}
         suites = self.evaluation.suites if self.evaluation else ()
-        places |= {f"evaluation/{model}/{suite}": "evaluate" for model in self.models for suite in suites}
+        places |= {f"evaluation/{model}/{suite}": "evaluate" for model in self.evaluated for suite in suites}
         return places | dict.fromkeys(self.exported, "export")
 
     def report_config(self, name: str) -> ReportConfig:
@@ -257,13 +348,12 @@ class Study(StudyFile):
     def _size_in_bits(self, model: ModelId) -> float:
         trained = model.float_parent if model.family == QUANTLM else model
         shape = self.recipes[str(trained)].shape
-        absent = 0 if load_family(trained.family).has_block_norms else shape.num_block_norm_parameters
-        counted = counted_parameters(shape.num_parameters - absent, shape, self.tokenizer.vocab_size)
+        counted = counted_parameters(parameters_of(shape, trained.family), shape, self.tokenizer.vocab_size)
         group_size = self.quantization.group_size[model.bits] if model.bits else None
         return model_size_bits(shape.num_linear_parameters, counted, bits_per_weight(model.kind, group_size))
 
     def _pretrain_config(
-        self, model_id: str, family: FamilyName, size: SizeLabel, rate: float, intervention: Intervention
+        self, model_id: str, family: FamilyName, size: SizeLabel, rate: float, intervention: Intervention, seed: int
     ) -> PretrainConfig:
         training, recipe, row = self.training, self.families[family], self.sizes[size]
         max_steps, warmup_steps = self.max_steps(family), self.warmup_steps(family)
@@ -279,7 +369,7 @@ class Study(StudyFile):
                 initializer_range=training.initializer_range,
                 **row.model_dump(),
             ),
-            seed=self.seed,
+            seed=seed,
             precision=training.precision,
             sequence_length=training.sequence_length,
             global_batch_size=recipe.batch_tokens // training.sequence_length,
@@ -312,7 +402,8 @@ def load_study(path: Path) -> Study:
     problems = [*_shape_problems(study), *_engine_problems(study)]
     if not problems:
         try:
-            _ = study.pretrained, study.imported, study.quantized
+            problems += _trajectory_problems(study)
+            _ = study.pretrained, study.imported, study.quantized, study.checkpoints
             problems += _export_problems(study)
         except ValidationError as error:
             raise ConfigError(describe_problems(str(path), error, PretrainConfig)) from None
@@ -325,7 +416,8 @@ def load_study(path: Path) -> Study:
 
 def resolved_configs(study: Study, name: str) -> dict[str, Config]:
     """Return every stage config of the study called `name`, by the path of its artifact below `results/<name>`."""
-    configs = study.data_configs | study.pretrained | study.imported | study.quantized | study.exported
+    configs = study.data_configs | study.pretrained | study.imported
+    configs |= study.quantized | study.trajectory | study.checkpoints | study.exported
     if study.evaluation:
         if study.evaluation.built_tasks:
             configs["tasks"] = study.evaluation.built_tasks
@@ -401,6 +493,22 @@ def _engine_problems(study: Study) -> list[str]:
             f"has as many bytes; got {length}. Lengthen it, or leave the task out of evaluation.built_tasks.tasks."
         )
     return problems
+
+
+def _trajectory_problems(study: Study) -> list[str]:
+    """Return which steps are to be quantized whose weights no training keeps."""
+    section = study.quantization and study.quantization.trajectory
+    if not section or section.steps == "all":
+        return []
+    kept = set.intersection(
+        *(set(run.checkpoint_steps) for run in study.pretrained.values() if run.family == "floatlm")
+    )
+    if not (absent := sorted(set(section.steps) - kept)):
+        return []
+    return [
+        f"quantization.trajectory.steps: no weights are kept at {', '.join(map(str, absent))}; "
+        f"kept: {', '.join(map(str, sorted(kept)))} (training.checkpoints_per_run)."
+    ]
 
 
 def _export_problems(study: Study) -> list[str]:

@@ -101,6 +101,14 @@ class TrainingConfig(Config):
     export_dtype: Literal["float32", "float16"]
 
 
+class TrajectoryConfig(Config):
+    """Checkpoints of every FloatLM that are quantized too: the report draws the loss that this adds over training."""
+
+    steps: Literal["all"] | Annotated[list[PositiveInt], Field(min_length=1)]
+    """Steps whose weights a training keeps; `all`: every one."""
+    bits: Annotated[list[Bits], Field(min_length=1)]
+
+
 class QuantizationConfig(Config):
     """The QuantLMs: GPTQ of every FloatLM at each width."""
 
@@ -116,11 +124,12 @@ class QuantizationConfig(Config):
     """Whether GPTQ takes the columns in the order of their activations."""
     damp_percent: Damping = 0.01  # ASSUME: the paper does not state it; the default of GPTQ's own code
     """What GPTQ adds to the diagonal of the Hessian, as a share of its mean."""
+    trajectory: TrajectoryConfig | None = None
 
     @model_validator(mode="after")
     def _complete(self):
-        missing = sorted(set(self.bits) - set(self.group_size))
-        if missing:
+        widths = {*self.bits, *(self.trajectory.bits if self.trajectory else [])}
+        if missing := sorted(widths - set(self.group_size)):
             raise ValueError(f"`group_size` needs an entry for every width in `bits`; got none for {missing}.")
         return self
 
@@ -132,6 +141,9 @@ class EvaluationConfig(Config):
     suites: Annotated[
         dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=100)], EvaluateConfig], Field(min_length=1)
     ]
+    checkpoints: Literal["all"] | Annotated[list[Text], Field(min_length=1)] | None = None
+    """Weights of earlier steps that are evaluated on every suite as well, so that scores are drawn against tokens seen:
+    `trilm/99M@1000`, `quantlm/99M@1000-4bit`, or `all` that the trainings keep."""
 
 
 class StudyFile(Config):
@@ -140,6 +152,9 @@ class StudyFile(Config):
     title: Text
     seed: Seed
     """Seeds the initial draw and the order of text (equal for all families), calibration, tasks and resampling."""
+    seeds: Annotated[list[Seed], Field(min_length=2)] | None = None
+    """Seeds of training, each a run of its own: that of `seed`, which must be among them, has the plain name, the others
+    are variants (`trilm/99M+seed2`). All else of the study follows from `seed` alone."""
     base: Annotated[str, Field(pattern=STUDY_NAME)] | None = None
     """Study whose top-level keys hold where this file does not give them."""
     corpus: CorpusConfig | None = None
@@ -163,6 +178,8 @@ class StudyFile(Config):
 
     @model_validator(mode="after")
     def _text_is_given(self):
+        if self.released and self.quantization and self.quantization.trajectory:
+            raise ValueError("`quantization.trajectory` needs trainings, whose checkpoints it quantizes; drop it.")
         if self.released and not (self.corpus or self.token_files):
             built = self.evaluation and self.evaluation.built_tasks
             wanting = [
@@ -179,6 +196,17 @@ class StudyFile(Config):
             raise ValueError("give `corpus` (text) or `token_files` (ready tokens), and not both.")
         if self.token_files and not self.tokenizer.file:
             raise ValueError("`token_files` need `tokenizer.file`, the tokenizer that made them; name it.")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_make_runs(self):
+        if self.seeds:
+            if len(set(self.seeds)) < len(self.seeds) or self.seed not in self.seeds:
+                raise ValueError(f"`seeds` must hold `seed`, {self.seed}, and each seed once; got {self.seeds}.")
+            if self.released:
+                raise ValueError(
+                    "`seeds` are those of training, and `released` weights are not trained; drop one of them."
+                )
         return self
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ the assumption stands here. Times are a matter of the machine and stand in `plan
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from openspectra.evaluation.config import EvaluateConfig, TasksConfig
 from openspectra.export.config import HELD_OUT_TOKENS
@@ -25,6 +25,7 @@ RULES = {
     "tasks": "build_tasks",
     "contamination": "check_contamination",
     "pretrain": "pretrain_model",
+    "checkpoint": "publish_checkpoint",
     "release": "import_release",
     "quantize": "quantize_model",
     "evaluate": "evaluate_model",
@@ -54,8 +55,13 @@ ITEMS = {
     "crows_pairs_english": (1677, 2),
     "truthfulqa_mc1": (817, 5),
     "bigbench_bbq_lite_json_multiple_choice": (16076, 3),
+    "wikitext": (62, 50),
+    **dict.fromkeys(("paloma_ptb", "paloma_c4_en", "paloma_dolma-v1_5", "paloma_falcon-refinedweb"), (1000, 15)),
+    **dict.fromkeys(("paloma_m2d2_s2orc_unsplit", "paloma_m2d2_wikipedia_unsplit", "cosmopedia"), (1000, 15)),
+    "slimpajama_validation": (1000, 15),
 }
-"""ASSUME: items of lm-eval's tasks and passes through the model for each: its choices, or the tokens of an answer."""
+"""ASSUME: items of lm-eval's tasks and passes through the model for each: its choices, the tokens of an answer, or parts of a
+document."""
 OTHER_ITEMS = (1000, 4)
 REQUEST_TOKENS = 100
 """ASSUME: tokens of one pass of lm-eval's own tasks."""
@@ -93,8 +99,10 @@ def jobs_of(study: Study) -> list[Job]:
         _job(study, place, stage, of_stage) for place, stage in places.items() if stage not in ("evaluate", "export")
     ]
     if study.evaluation:
-        jobs += [_evaluation(study, model, (*of_stage["tasks"], *of_stage["benchmarks"])) for model in study.models]
+        jobs += [_evaluation(study, model, (*of_stage["tasks"], *of_stage["benchmarks"])) for model in study.evaluated]
     jobs += [_export(study, place) for place in study.exported]
+    if study.shares_processes:
+        jobs = _sharing_processes(jobs, {*study.models, *study.trajectory})
     jobs.append(Job("report", RULES["report"], tuple(job.name for job in jobs)))
     return [*jobs, Job("tracking", RULES["track"], ("report",))]
 
@@ -159,6 +167,9 @@ def _job(study: Study, place: str, stage: str, of_stage: dict[str, tuple[str, ..
         return Job(place, rule, after, place, flop, training_tokens(run), batches, disk_bytes=run_folder_bytes(run))
     if stage == "release":
         return Job(place, rule, after, place, disk_bytes=2 * study.recipes[place].shape.num_parameters)
+    if stage == "checkpoint":
+        run = _run_behind(study, place)
+        return Job(place, rule, (run.model_id,), place, disk_bytes=4 * run.shape.num_parameters)
     if stage == "quantize":
         return _quantization(study, place, data)
     work = {
@@ -173,10 +184,37 @@ def _job(study: Study, place: str, stage: str, of_stage: dict[str, tuple[str, ..
     return Job(place, rule, after, **work)
 
 
+def _sharing_processes(jobs: list[Job], models: set[str]) -> list[Job]:
+    """Return the jobs, where the quantizations of all `models` of a size are one, and their evaluations another."""
+    members: dict[str, list[Job]] = {}
+    for job in jobs:
+        kind = {RULES["quantize"]: QUANTLM, RULES["evaluate"]: "evaluation"}.get(job.rule)
+        kind = kind if job.model_id in models else None
+        members.setdefault(f"{kind}/{ModelId.parse(job.model_id).size}" if kind else job.name, []).append(job)
+    name_of = {job.name: name for name, several in members.items() for job in several}
+    work = ("flop", "tokens", "passes", "disk_bytes")
+    return [
+        replace(
+            several[0],
+            name=name,
+            after=tuple(dict.fromkeys(name_of[cause] for job in several for cause in job.after)),
+            model_id=several[0].model_id if name in name_of else f"floatlm/{name.partition('/')[2]}",
+            **{key: sum(getattr(job, key) for job in several) for key in work},
+        )
+        for name, several in members.items()
+    ]
+
+
+def _run_behind(study: Study, model_id: str) -> PretrainConfig:
+    """Return the training run that a model, a checkpoint of it or a QuantLM comes from."""
+    model = ModelId.parse(model_id)
+    return study.recipes[str(replace(model.float_parent if model.family == QUANTLM else model, step=None))]
+
+
 def _quantization(study: Study, place: str, data: tuple[str, ...]) -> Job:
     """GPTQ: two forward passes of the calibration set, a Hessian per matrix, and its inverse (in x in per matrix)."""
-    config, parent = study.quantized[place], str(ModelId.parse(place).float_parent)
-    shape = study.recipes[parent].shape
+    config, parent = study.quantize_config(place), str(ModelId.parse(place).float_parent)
+    shape = _run_behind(study, place).shape
     tokens = float(config.num_calibration_samples * config.calibration_sequence_length)
     inputs = [shape.hidden_size] * 6 + [shape.intermediate_size]  # q, k, v, o, gate, up; down
     hessians = shape.num_hidden_layers * sum(2 * tokens * width**2 + width**3 for width in inputs)
@@ -198,8 +236,7 @@ def _export(study: Study, place: str) -> Job:
 
 def _evaluation(study: Study, model_id: str, needed: tuple[str, ...]) -> Job:
     """All suites of a model, in one process."""
-    model = ModelId.parse(model_id)
-    run = study.recipes[str(model.float_parent if model.family == QUANTLM else model)]
+    run = _run_behind(study, model_id)
     tokens = requests = passes = 0.0
     for suite in study.evaluation.suites.values():
         read, asked = evaluated(suite, study.evaluation.built_tasks, bytes_per_token(study))

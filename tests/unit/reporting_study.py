@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from safetensors.numpy import save_file
 
 from openspectra.artifacts import Artifact, ArtifactDraft, open_artifact, write_artifact
 from openspectra.data.config import CorpusConfig, StdlibSource, TokenizerConfig, TokensConfig
@@ -16,7 +17,7 @@ from openspectra.evaluation.config import EvaluateConfig, TasksConfig
 from openspectra.model.config import LlamaShape
 from openspectra.model_ids import ModelId
 from openspectra.quantization.config import QuantizeConfig
-from openspectra.training.config import PretrainConfig
+from openspectra.training.config import CheckpointConfig, PretrainConfig
 
 WIDTHS = {"0.4M": 64, "1.1M": 128, "2.6M": 256}
 PAPER_WIDTHS = {
@@ -89,15 +90,25 @@ class FakeStudy:
             lambda draft: self._fill_pretrained(draft, model_id, valid_loss, records or {}),
         )  # fmt: skip
 
-    def add_quantized(self, size: str, bits: int, calibration_set: int = 0) -> Artifact:
-        """Add the QuantLM of a size at a width."""
+    def add_checkpoint(self, model_id: str, step: int) -> Artifact:
+        """Add the weights of one step of a run."""
+        name, config = f"{model_id}@{step}", pretrain_config(model_id)
+        return self.add(
+            name, "checkpoint", CheckpointConfig(model_id=name, family=config.family, step=step), {"model": model_id},
+            lambda draft: draft.metrics.update(
+                **size_metrics(config.shape, BITS_PER_WEIGHT[config.family]), tokens_seen=step * config.tokens_per_step
+            ),
+        )  # fmt: skip
+
+    def add_quantized(self, size: str, bits: int, calibration_set: int = 0, step: int | None = None) -> Artifact:
+        """Add the QuantLM of a size at a width, or of its checkpoint; the earlier, the less the width costs."""
         config = QuantizeConfig(
-            model_id=str(ModelId("quantlm", size, bits=bits, calibration=calibration_set or None)), bits=bits, group_size=128 if bits < 6 else -1,
+            model_id=str(ModelId("quantlm", size, step=step, bits=bits, calibration=calibration_set or None)), bits=bits, group_size=128 if bits < 6 else -1,
             num_calibration_samples=32, calibration_sequence_length=128, seed=1,
         )  # fmt: skip
         return self.add(
             config.model_id, "quantize", config, {"model": f"floatlm/{size}", "tokens_train": "tokens/train"},
-            lambda draft: self._fill_quantized(draft, size, bits),
+            lambda draft: self._fill_quantized(draft, size, bits, calibration_set, step or 1500),
         )  # fmt: skip
 
     def add_evaluation(
@@ -154,16 +165,19 @@ class FakeStudy:
             else:
                 table.to_csv(draft.folder / name, index=False)
         draft.metrics |= {"num_loss_spikes": len(records.get("spikes.csv", ())), "num_skipped_steps": 0}
-        (draft.folder / "model.safetensors").write_bytes(b"weights")
+        weights = np.random.default_rng(0).normal(0, 0.02, (64, 64)).astype(np.float16)
+        save_file({"model.layers.0.mlp.up_proj.weight": weights}, draft.folder / "model.safetensors")
         draft.metrics |= size_metrics(config.shape, BITS_PER_WEIGHT[config.family])
         draft.metrics |= {"tokens_seen": int(curve["tokens_seen"].iloc[-1]), "valid_loss": float(final)}
         draft.metrics["final_train_loss"] = float(final)
 
-    def _fill_quantized(self, draft: ArtifactDraft, size: str, bits: int) -> None:
-        row = {"layer": 0, "module": "q_proj", "loss": 0.01, "num_samples": 32, "damp_percent": 0.01}
+    def _fill_quantized(self, draft: ArtifactDraft, size: str, bits: int, calibration_set: int, step: int) -> None:
+        row = {"layer": 0, "module": "q_proj", "loss": 0.01, "num_samples": 32, "damp_percent": 0.01, "retries": 0}
         pd.DataFrame([row]).to_csv(draft.folder / "layers.csv", index=False)
         draft.metrics |= size_metrics(pretrain_config(f"floatlm/{size}").shape, BITS_PER_WEIGHT[bits])
-        draft.metrics["mean_layer_loss"] = 0.01
+        draft.metrics |= {"mean_layer_loss": 0.01, "num_damping_retries": 0, "tokens_seen": step * 16 * 128}
+        cost = (PENALTY[bits] + 0.0001 * calibration_set) * step / 1500
+        draft.metrics |= {"kl": cost, "rounding_kl": 4 * cost, "added_loss": cost, "rounding_added_loss": 3 * cost}
 
     def _fill_evaluation(self, draft: ArtifactDraft, model_id: str, tasks: tuple[str, ...]) -> None:
         loss = expected_loss(ModelId.parse(model_id))

@@ -130,11 +130,9 @@ def test_sizes_are_compared_whatever_the_tokens(published):
         assert conformance_table(cell, [other]).iloc[0]["verdict"] == verdict
 
 
-def test_a_file_names_its_split():
-    for path, split in {
-        "benchmarks/sciq/validation.parquet": "validation",
-        "benchmarks/truthfulqa/multiple_choice_validation.parquet": "validation",
-        "benchmarks/mmlu/test/astronomy.parquet": "test",
-        "latest/items.jsonl": "unknown",
-    }.items():
-        assert conformance._split_of(path) == split
+def test_the_split_of_a_task_is_that_its_evaluation_recorded():
+    task, group = conformance.TASKS["sciq"], conformance.TASKS["mmlu_stem"]
+    assert conformance._split_of({"sciq": "validation", "piqa": "test"}, task) == "validation"
+    assert conformance._split_of({"mmlu_astronomy": "test", "mmlu_virology": "test", "sciq": "train"}, group) == "test"
+    assert conformance._split_of({"mmlu_astronomy": "test", "mmlu_virology": "dev"}, group) == "dev and test"
+    assert conformance._split_of({}, task) == "unknown"

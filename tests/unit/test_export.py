@@ -483,7 +483,7 @@ def test_exports_of_a_study_are_artifacts_with_jobs(tmp_path):
     assert places == ["exports/trilm/1.1M/packed-1.6bit", "exports/floatlm/1.1M/gguf-f16"]
     jobs = {job.name: job for job in jobs_of(study)}
     assert jobs[places[0]].rule == "export_model"
-    assert {"trilm/1.1M", "evaluation/trilm/1.1M", "tokens/valid"} == set(jobs[places[0]].after)
+    assert {"trilm/1.1M", "evaluation/1.1M", "tokens/valid"} == set(jobs[places[0]].after)
     content = read_yaml(ROOT / "studies/demo.yaml") | {"exports": {"quantlm-4bit": ["gptq"], "trilm": ["gguf-f16"]}}
     assert list(validate(Study, content, "x.yaml").exported) == [
         *(f"exports/quantlm/{size}-4bit/gptq" for size in ("0.4M", "0.6M", "1.1M")),
@@ -527,7 +527,7 @@ def test_the_report_shows_every_certificate(small):
     from openspectra.reporting.load import Results
 
     made = [small.export("trilm/1L", "packed-1.6bit"), small.export("floatlm/1L", "gguf-f16")]
-    section = exports_section(Results(made, [], None, None))
+    section = exports_section(Results(made, [], None, None, None))
     table = section.tables["exports.csv"]
     assert list(zip(table["model"], table["format"], strict=True)) == [
         ("trilm/1L", "packed-1.6bit"),
@@ -536,7 +536,7 @@ def test_the_report_shows_every_certificate(small):
     (view,) = section.parts
     assert [row.cells[3].text for row in view.rows] == ["exact", "rounded"]
     assert all(len(row.cells) == len(view.columns) for row in view.rows)
-    assert not exports_section(Results([], [], None, None)).parts
+    assert not exports_section(Results([], [], None, None, None)).parts
 
 
 @pytest.mark.skipif(not llama_cpp.installed(), reason="llama-cpp-python is not installed (extra gguf-run)")

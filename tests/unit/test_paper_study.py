@@ -11,11 +11,12 @@ from typer.testing import CliRunner
 from openspectra.artifacts import open_artifact, write_artifact, write_json
 from openspectra.cli import app
 from openspectra.data.config import TokenizerConfig
+from openspectra.evaluation.harness import CORPORA as CORPORA_TASKS
 from openspectra.model.config import LlamaShape
 from openspectra.model.families import FAMILY_NAMES, load_family
 from openspectra.model.hugging_face import save_model
 from openspectra.model.llama import Llama
-from openspectra.model.size import bits_per_weight, counted_parameters
+from openspectra.model.size import bits_per_weight, counted_parameters, parameters_of
 from openspectra.model_ids import ModelId
 from openspectra.strict_yaml import read_yaml
 from openspectra.study import Study, load_study
@@ -23,6 +24,17 @@ from openspectra.study_file import SizeConfig
 
 ROOT = Path(__file__).parents[2]
 SUITE = read_yaml(ROOT / "resources" / "paper" / "suite.yaml")
+CORPORA = {
+    "lambada_openai": "lambada_openai",
+    "penn_treebank": "paloma_ptb",
+    "c4": "paloma_c4_en",
+    "cosmopedia": "cosmopedia",
+    "dolma": "paloma_dolma-v1_5",
+    "s2orc": "paloma_m2d2_s2orc_unsplit",
+    "wikipedia": "paloma_m2d2_wikipedia_unsplit",
+    "refinedweb": "paloma_falcon-refinedweb",
+}
+"""The tasks that measure the corpora of the paper's figure of perplexities."""
 PAPER = {row["name"]: row for row in SUITE["sizes"]}
 GIGABITS_KEY = {
     "floatlm": "float",
@@ -104,8 +116,11 @@ def test_built_model_has_the_published_parameters(study, size, family):
         model = Llama(shape, family)
     built = sum(parameter.numel() for parameter in model.parameters())
     block_norms = 0 if load_family(family).has_block_norms else 2 * row["layers"] * row["hidden"]
-    assert built == row["params_total_checkpoint"] - block_norms
-    assert counted_parameters(built, shape, study.tokenizer.vocab_size) == row["params_total_50304"] - block_norms
+    own = (
+        8 * row["layers"] * family.endswith(("a1", "a2")) - block_norms
+    )  # learned scales: 6 in attention, 2 in the MLP
+    assert built == row["params_total_checkpoint"] + own == parameters_of(shape, family)
+    assert counted_parameters(built, shape, study.tokenizer.vocab_size) == row["params_total_50304"] + own
     linear = sum(layer.weight.numel() for _, group in model.groups() for layer in group.layers.values())
     assert linear == row["params_linear"]
     assert {group.shards.view[1] for _, group in model.groups()} == {row["mp"], 2 * row["mp"]}  # gate and up stacked
@@ -201,7 +216,10 @@ def test_tasks_are_the_published_ones(study):
     tasks = [task for suite in suites.values() for task in suite.tasks]
     assert len(tasks) == len(set(tasks))
     published = {*SUITE["evaluation"]["tasks"], "bigbench_bbq_lite_json_multiple_choice"}
-    assert set(tasks) == published | {"held_out_text"}  # loss and perplexity on the test split
+    corpora = {"wikitext", "slimpajama_validation", *CORPORA.values()}
+    assert set(suites["perplexity"].tasks) == corpora - {"lambada_openai"} and suites["perplexity"].skip_missing
+    assert set(CORPORA) == set(SUITE["evaluation"]["perplexity_corpora_in_figure_only"])
+    assert set(tasks) == published | corpora | {"held_out_text"}  # loss and perplexity on the test split
     for suite in suites.values():
         assert (suite.num_fewshot, suite.batch_size) == (
             SUITE["evaluation"]["shots"],
@@ -303,7 +321,8 @@ def test_mini_paper_goes_the_path_of_the_paper_below_a_million_parameters(study)
     tasks, whole = (
         {task for suite in each.evaluation.suites.values() for task in suite.tasks} for each in (mini, study)
     )
-    assert whole - tasks == {"mmlu_continuation", "bigbench_bbq_lite_json_multiple_choice"}
+    corpora = {*study.evaluation.suites["perplexity"].tasks} - {"wikitext"}  # no file holds them
+    assert whole - tasks == {"mmlu_continuation", "bigbench_bbq_lite_json_multiple_choice"} | corpora
     for run in mini.pretrained.values():
         assert 28 <= len(run.checkpoint_steps) <= 29
     floatlm, trilm = mini.pretrained["floatlm/0.14M"], mini.pretrained["trilm/0.14M"]
@@ -319,5 +338,5 @@ def test_mini_paper_goes_the_path_of_the_paper_below_a_million_parameters(study)
 def test_tasks_exist_in_the_harness(study):
     from lm_eval.tasks import TaskManager
 
-    known = TaskManager().task_index
+    known = TaskManager(include_path=CORPORA_TASKS).task_index
     assert study.lm_eval_tasks and not [task for task in study.lm_eval_tasks if task not in known]

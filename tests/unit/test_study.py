@@ -8,10 +8,12 @@ import pytest
 import yaml
 
 from openspectra.errors import ConfigError
-from openspectra.model_ids import rate_label
+from openspectra.model_ids import ModelId, rate_label
+from openspectra.resources import StudyResources
 from openspectra.strict_yaml import read_yaml
 from openspectra.study import load_study, resolved_configs
 from openspectra.study_file import StudyFile
+from openspectra.work import jobs_of
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "studies" / "tiny.yaml"
@@ -55,7 +57,7 @@ def test_schema_file_is_the_one_the_types_give():
         ("training/total_tokns", 1, "did you mean `total_tokens`"),
         ("sizes/2L/hiden_size", 1, "did you mean `hidden_size`"),
         ("families/trilm/peak_lrs", {}, "did you mean `peak_lr`"),
-        ("quantization/bits", [5], "should be 3, 4, 6 or 8; got 5"),
+        ("quantization/bits", [9], "should be 2, 3, 4, 5, 6, 7 or 8; got 9"),
         ("training/total_tokens", "many", "training.total_tokens: input should be a valid integer; got 'many'"),
         ("training/total_tokens", True, "valid integer; got True"),
         ("training/total_tokens", 0, "greater than or equal to 1; got 0"),
@@ -202,6 +204,49 @@ def test_schedule_ablation_is_a_switch(tmp_path):
         "trilm/2L+only-decay-stop": (None, None, 27),
         "trilm/2L+none": (None, None, None),
     }
+
+
+def test_seeds_make_variants_that_differ_in_the_seed_of_training_alone(tmp_path):
+    plain, study = load_study(TINY), load_study(changed(tmp_path, ("seeds", [1, 2, 3])))
+    variants = {"floatlm/2L", "floatlm/2L+seed2", "floatlm/2L+seed3", "trilm/2L", "trilm/2L+seed2", "trilm/2L+seed3"}
+    assert set(study.pretrained) == variants
+    assert study.pretrained["trilm/2L"] == plain.pretrained["trilm/2L"]  # what was trained before stays as it is
+    other = study.pretrained["trilm/2L+seed2"].model_dump()
+    assert other == plain.pretrained["trilm/2L"].model_dump() | {"model_id": "trilm/2L+seed2", "seed": 2}
+    quantized = study.quantized["quantlm/2L+seed3-4bit"]
+    assert quantized.seed == plain.seed  # calibrated on the same text
+    assert str(ModelId.parse("quantlm/2L+seed3-4bit").first_seed) == "quantlm/2L-4bit"
+    assert str(ModelId.parse("trilm/2L+lr4e-3-seed2@8").first_seed) == "trilm/2L+lr4e-3@8"
+    for seeds in ([2, 3], [1, 1]):
+        assert "`seeds` must hold `seed`, 1, and each seed once" in problems(changed(tmp_path, ("seeds", seeds)))
+
+
+def test_checkpoints_are_evaluated_by_a_line(tmp_path):
+    named = ["trilm/2L@8", "quantlm/2L@16-4bit"]
+    study = load_study(changed(tmp_path, ("evaluation/checkpoints", named)))
+    added = {place: stage for place, stage in study.artifacts.items() if "@" in place}
+    suites = study.evaluation.suites
+    assert added == {
+        "trilm/2L@8": "checkpoint",
+        "floatlm/2L@16": "checkpoint",  # what the QuantLM is made from, and is not evaluated itself
+        "quantlm/2L@16-4bit": "quantize",
+        **{f"evaluation/{name}/{suite}": "evaluate" for name in named for suite in suites},
+    }
+    assert set(study.models) == set(load_study(TINY).models)
+    every = load_study(changed(tmp_path, ("evaluation/checkpoints", "all")))
+    kept = {f"{name}@{step}" for name, run in every.pretrained.items() for step in run.checkpoint_steps}
+    assert set(every.evaluated_checkpoints) == kept and len(kept) > 4
+    jobs = {job.name: job for job in jobs_of(study)}
+    assert StudyResources(study, None).needs("publish_checkpoint", "floatlm/2L@16").minutes > 0
+    assert jobs["quantlm/2L@16-4bit"].after[0] == "floatlm/2L@16" and jobs["floatlm/2L@16"].after == ("floatlm/2L",)
+    for name, message in {
+        "trilm/2L@7": "no weights are kept of this step; kept: 1, 2, 4, 8",
+        "trilm/9L@8": "no model is trained to keep it; name one of floatlm/2L, trilm/2L",
+        "trilm/2L": "no weights are kept of this step",
+        "quantlm/2L@16-5bit": "the study makes no quantlm/2L-5bit",
+        "tri": "not a model id",
+    }.items():
+        assert message in problems(changed(tmp_path, ("evaluation/checkpoints", [name])))
 
 
 def test_large_runs_are_compiled_and_small_ones_are_not(monkeypatch):

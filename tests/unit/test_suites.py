@@ -30,7 +30,7 @@ def runs(monkeypatch):
     monkeypatch.setattr(
         harness.Evaluation,
         "run",
-        lambda self, config, folder: (seen.append(config.tasks), original(self, config, folder))[1],
+        lambda self, config, *folders: (seen.append(config.tasks), original(self, config, *folders))[1],
     )
     return seen
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from loopback import free_port
 from reporting_study import CHANCE, FakeStudy
@@ -18,6 +19,7 @@ from openspectra.errors import OpenSpectraError
 from openspectra.tracking.contents import metric_name
 from openspectra.tracking.store import _message, without_userinfo
 from openspectra.tracking.sync import track
+from openspectra.training.config import CheckpointConfig
 
 
 @pytest.fixture(scope="module")
@@ -307,3 +309,26 @@ def test_models_view_holds_every_model_with_its_scores(study, store):
     registered = store.client.get_model_version_by_alias(f"openspectra-{EXPERIMENT}-trilm-0.4M", "final")
     assert registered.run_id == run.info.run_id
     assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == {"tokens/train", "tokens/valid"}
+
+
+def test_best_and_final_version_of_a_training(tmp_path, store):
+    study = FakeStudy(tmp_path / "results")
+    study.add_data()
+    model, registered = "trilm/0.4M", f"openspectra-{EXPERIMENT}-trilm-0.4M"
+    steps = [500, 1000, 1500]
+    valid = pd.DataFrame({"step": steps, "tokens_seen": steps, "valid_loss": [3.4, 3.1, 3.2]})
+    study.add_pretrained(model, records={"valid.csv": valid})
+    for step in steps[:2]:
+        config = CheckpointConfig(model_id=f"{model}@{step}", family="trilm", step=step)
+        study.add(config.model_id, "checkpoint", config, {"run": model}, lambda draft: None)
+    for _ in range(2):
+        run_ids = track(list(study.artifacts.values()), EXPERIMENT, store.uri)
+    aliases = {
+        alias: store.client.get_model_version_by_alias(registered, alias) for alias in ("best", "final", "step-500")
+    }
+    assert {alias: version.run_id for alias, version in aliases.items()} == {
+        "best": run_ids[f"{model}@1000"],
+        "final": run_ids[model],
+        "step-500": run_ids[f"{model}@500"],
+    }
+    assert len(store.client.search_model_versions(f"name = '{registered}'")) == 3

@@ -526,7 +526,7 @@ def test_floatlm_has_no_instruments():
 
 
 def test_every_family_learns(tmp_path):
-    for family in ("floatlm", "trilm", "bilm", "bitnet"):
+    for family in ("floatlm", "trilm", "bilm", "bitnet", "tbt_w2a2", "tbt_w1a1"):
         module = train(
             config(family=family, model_id=f"{family}/x", max_steps=60, schedule="cosine"), tmp_path / family
         )

@@ -9,6 +9,7 @@ import hashlib
 import json
 import random
 import re
+import shlex
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -50,8 +51,13 @@ class Form(NamedTuple):
 
 
 def forms_of(output: str) -> set[Form]:
-    """Return the forms of all commands that Snakemake printed."""
-    commands = re.findall(r"^Shell command: openspectra (.+)$", output, re.MULTILINE)
+    """Return the forms of all commands that Snakemake printed; of a batch, those of its commands."""
+    commands = []
+    for command in re.findall(r"^Shell command: openspectra (.+)$", output, re.MULTILINE):
+        if command.startswith("batch "):
+            commands += [f"{each} --threads 1" for each in shlex.split(command) if " " in each]
+        else:
+            commands.append(command)
     forms, kinds_by_stage = set(), {}
     for command in commands:
         stage, *words = command.split()
@@ -152,7 +158,12 @@ def project(tmp_path_factory, tiny) -> Path:
             "tokenizer": {"file": "tokenizer.json", "vocab_size": 512},
             "training": paper["training"] | TRAINING,
             "families": {"floatlm": paper["families"]["floatlm"] | floatlm},
-            "quantization": None,
+            "quantization": {
+                "bits": [8],
+                "group_size": {8: -1},
+                "num_calibration_samples": 4,
+                "calibration_sequence_length": 32,
+            },
             "exports": {"floatlm": ["gguf-f16"]},
             "evaluation": {
                 "built_tasks": {
@@ -214,7 +225,7 @@ def test_every_form_of_every_planned_command_is_executed(planned, project, hub_f
         for study in ("tokens", "web", "both"):
             printed.append(snakemake(project, study, "prefetch", **online(address, home)))
     alone = in_namespace("net")
-    checkpoint = "results/tokens/floatlm/1L@2/manifest.json"
+    checkpoint = "results/tokens/evaluation/quantlm/1L@2-8bit/some/manifest.json"
     searched = "results/both/contamination/manifest.json"  # for built tasks and fetched ones
     released = "results/released/trilm/2L/manifest.json"
     runs = (("tokens", ["all", checkpoint]), ("web", ["all"]), ("both", [searched]), ("sweep", ["all"]))

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from loopback import free_port
+from safetensors import safe_open
 
 from openspectra.artifacts import open_artifact
 
@@ -88,8 +90,11 @@ class Run:
     def result(self) -> dict:
         """Everything two runs must agree on: files of the artifact, metrics, and the state with the optimizer in it."""
         manifest = json.loads((self.out / "manifest.json").read_bytes())
-        (state,) = self.out.glob(f"checkpoints/*/step-{self.config['max_steps']:08d}.pt")
-        content = dict(flatten(torch.load(state, weights_only=True)))
+        step = f"{self.config['max_steps']:08d}"
+        states = sorted(
+            [*self.out.glob(f"checkpoints/*/step-{step}.pt"), *self.out.glob(f"checkpoints/*/part-{step}-*")]
+        )
+        content = dict(flatten([torch.load(state, weights_only=True) for state in states]))
         assert any(key.endswith("/exp_avg_sq") for key in content)
         return {"files": manifest["files"], "metrics": manifest["metrics"], "state": content}
 
@@ -162,10 +167,10 @@ def kill_and_finish(
     return kills, finish(nursery, run)
 
 
-def wait_for_state(run: "Run") -> None:
-    """Return as soon as a run has saved a state; fail where it has none after five minutes."""
+def wait_for_state(run: "Run", name: str = "step-*.pt") -> None:
+    """Return as soon as a run has saved a state, or one of a name; fail where it has none after five minutes."""
     deadline = time.monotonic() + 300
-    while not list(run.out.glob("checkpoints/*/step-*.pt")):
+    while not list(run.out.glob(f"checkpoints/*/{name}")):
         assert time.monotonic() < deadline, run.output
         time.sleep(0.02)
 
@@ -311,8 +316,9 @@ IN_FULL = [(1, "ddp"), (2, "ddp"), (3, "ddp"), *IN_HALF]
     [(*layout, "32-true") for layout in IN_FULL]
     + [pytest.param(*layout, "16-mixed", marks=pytest.mark.slow) for layout in IN_HALF],
 )
-def test_killed_ranks_end_bit_identical(tiny, nursery, tmp_path, ranks, strategy, precision):
+def test_killed_ranks_end_bit_identical(tiny, nursery, tmp_path, ranks, strategy, precision, family="trilm"):
     changes = {"global_batch_size": 2 * ranks, "precision": precision, "max_steps": 24, "valid_sequences": 4}
+    changes |= {"family": family}
     options = ("--devices", str(ranks), "--strategy", strategy, "--micro-batch", "1")
     results = []
     for name in ("straight", "killed"):
@@ -332,6 +338,50 @@ def test_killed_ranks_end_bit_identical(tiny, nursery, tmp_path, ranks, strategy
         metrics = results[0]["metrics"]
         assert 1 < metrics["num_skipped_steps"] < 20 and metrics["min_loss_scale"] < 2.0**29
         assert metrics["num_skipped_tokens"] == metrics["num_skipped_steps"] * 2 * ranks * 128
+
+
+@pytest.mark.parametrize(("ranks", "strategy"), [(1, "ddp"), (2, "ddp"), (2, "fsdp2")])
+@pytest.mark.slow
+def test_killed_ranks_of_learned_scales_end_bit_identical(tiny, nursery, tmp_path, ranks, strategy):
+    test_killed_ranks_end_bit_identical(tiny, nursery, tmp_path, ranks, strategy, "32-true", "tbt_w2a2")
+    for name in ("straight", "killed"):
+        weights = safe_open(tmp_path / name / "model/model.safetensors", "pt")
+        scales = [weights.get_tensor(key) for key in weights.keys() if key.endswith(".alpha")]  # noqa: SIM118
+        assert len(scales) == 16 and all(scale > 0 for scale in scales)
+
+
+def test_each_rank_writes_its_part_of_a_state_that_any_world_continues(tiny, nursery, tmp_path):
+    sharded, changes = ("--strategy", "fsdp2", "--devices", "3"), {"global_batch_size": 6}
+    straight, killed = (Run(tiny, tmp_path / name, changes=changes, options=sharded) for name in ("straight", "killed"))
+    nursery.start(*of_ranks(straight, 3))
+    assert nursery.wait() == [0] * 3, straight.output
+    whole = (straight.out / "model.safetensors").stat().st_size  # in half precision: 2 bytes per parameter
+    parts = [path.stat().st_size for path in sorted(straight.out.glob("checkpoints/*/part-00000060-*"))]
+    assert len(parts) == 3 and max(parts) < 2.5 * whole  # a third of 12 bytes, and the archive around them
+
+    pids = nursery.start(*of_ranks(killed, 3))
+    wait_for_state(killed, "step-00000020.pt")
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    nursery.wait()
+    before, newest = sorted(killed.out.glob("checkpoints/*/step-*.pt"))
+    step = int(newest.stem[5:])
+    alone = Run(tiny, tmp_path / "alone", changes=changes)
+    shutil.copytree(killed.out / "checkpoints", alone.out / "checkpoints")
+    nursery.start(alone.request())
+    assert nursery.wait() == [0], alone.output
+    assert f"continues from step {step} of 60" in alone.output
+    loss, expected = (float(run.rows("valid")[-1]["valid_loss"]) for run in (alone, straight))
+    assert abs(loss - expected) < 1e-2  # sums of another order, and states that flip by them
+
+    damaged, orphan = (newest.with_name(f"part-{number:08d}-00001.pt") for number in (step, 57))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    orphan.touch()
+    nursery.start(*of_ranks(killed, 3))
+    assert nursery.wait() == [0] * 3, killed.output
+    assert f"{newest.name}: the part of another rank is damaged or missing, skipped" in killed.output
+    assert f"continues from step {int(before.stem[5:])} of 60" in killed.output and not orphan.exists()
+    assert killed.result() == straight.result()
 
 
 def test_shards_computed_again_leave_every_bit(tiny, nursery, tmp_path):

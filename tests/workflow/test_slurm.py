@@ -266,7 +266,7 @@ def test_a_job_that_runs_out_of_memory_is_tried_again_with_more(lab, long_traini
 def test_five_time_limits_on_two_nodes_with_two_ranks_each(lab, long_training, undisturbed):
     steps, layout = 6000, ("pretrain_model:nodes=2", "pretrain_model:devices=2", "pretrain_model:micro_batch=1")
     project = long_training(steps)
-    more = ("pretrain_model:runtime=4", "pretrain_model:slurm_extra='--open-mode=append --signal=USR1@50'")
+    more = ("pretrain_model:runtime=2", "pretrain_model:slurm_extra='--open-mode=append --signal=USR1@45'")
     command = (f"{TRILM}/manifest.json", *STUDY, *layout, *more)
     before = set(jobs_seen(lab))
     assert finish(workflow(lab, project, *command), project, 7200) == 0, output(project)
@@ -279,11 +279,17 @@ def test_five_time_limits_on_two_nodes_with_two_ranks_each(lab, long_training, u
 
 @every_one
 def test_config_that_is_refused_in_its_job_is_not_tried_again(lab, long_training):
-    project = long_training(40)  # the study as it is: its config is not written again
-    config = project / "results/tiny/configs/trilm/2L.json"
-    config.write_text(config.read_text().replace('"seed": 1', '"seed": 1, "sead": 1'))
-    before = set(jobs_seen(lab))
-    assert finish(workflow(lab, project, f"{TRILM}/manifest.json", *STUDY, *TWO_NODES), project) == 1, output(project)
+    project = long_training(40)
+    config, before = project / "results/tiny/configs/trilm/2L.json", set(jobs_seen(lab))
+    lab.ask("scontrol", "update", "nodename=node1,node2", "state=drain", "reason=test")
+    try:
+        controller = workflow(lab, project, f"{TRILM}/manifest.json", *STUDY, *TWO_NODES)
+        wait_until(lambda: set(jobs_seen(lab)) - before, 120)
+        # while the job waits, or the workflow would have written it again
+        config.write_text(config.read_text().replace('"seed": 1', '"seed": 1, "sead": 1'))
+    finally:
+        lab.ask("scontrol", "update", "nodename=node1,node2", "state=resume")
+    assert finish(controller, project) == 1, output(project)
     assert "sead" in output(project)
     assert f"{RULE} refused its configuration, and is not tried again" in output(project)
     assert len(set(jobs_seen(lab)) - before) == 1

@@ -140,10 +140,21 @@ def test_second_run_does_nothing(tiny):
     assert "Nothing to be done" in again.stdout
 
 
+@pytest.mark.slow
+def test_snakemake_s_own_report_holds_page_and_tables_with_captions(tiny_copy):
+    made = snakemake(tiny_copy, "--report", "report.html")
+    assert made.returncode == 0, made.stdout[-3000:]
+    text = (tiny_copy / "report.html").read_text()
+    for name in ("index.html", "models.csv", "scores.csv", "gaps.csv"):
+        assert f"reports/tiny/{name}" in text
+    assert "every model with sizes, losses and scores" in text and "one row per model, sizes and test loss" in text
+    assert '"Page"' in text and '"Tables"' in text
+
+
 def test_changed_task_list_reruns_evaluation_and_report_only(tiny_copy):
     edit_study(tiny_copy, "[held_out_text, cloze, continuation, minimal_pairs]", "[held_out_text, cloze]")
     jobs = planned(snakemake(tiny_copy, "-n").stdout)
-    assert jobs == {"write_config": 1, "evaluate_model": 6, "render_report": 1, "track_artifacts": 1}
+    assert jobs == {"write_config": 1, "evaluate_model": 1, "render_report": 1, "track_artifacts": 1}
 
 
 def test_changed_comment_makes_only_the_page_again(tiny_copy):
@@ -181,10 +192,11 @@ def hashes_of_models(project: Path) -> dict[str, str]:
 def test_forced_quantization_redoes_what_follows_and_nothing_upstream(tiny_copy):
     before = hashes(tiny_copy)
     jobs = planned(snakemake(tiny_copy, "--forcerun", "quantize_model", "-n").stdout)
-    assert jobs == {"quantize_model": 4, "evaluate_model": 4, "render_report": 1, "track_artifacts": 1}
+    assert jobs == {"quantize_model": 1, "evaluate_model": 1, "render_report": 1, "track_artifacts": 1}
     one = "results/tiny/quantlm/2L-4bit/manifest.json"
     finished = snakemake(tiny_copy, "--forcerun", "quantize_model", "--until", "quantize_model", one)
     assert finished.returncode == 0, finished.stdout[-3000:]
+    assert "quantize: done, in results/tiny/quantlm/2L-4bit" in finished.stdout
     assert hashlib.sha256((tiny_copy / one).read_bytes()).hexdigest() == before[one]  # bit for bit again
 
 
@@ -234,7 +246,8 @@ def test_damaged_artifact_stops_its_reader(tiny_copy, how, damaged, stage):
     inputs = {
         "pretrain": "--config {r}/configs/trilm/2L.json --train {r}/tokens/train --valid {r}/tokens/valid"
         " --tokenizer {r}/tokenizer --fresh",
-        "quantize": "--config {r}/configs/quantlm/2L-4bit.json --model {r}/floatlm/2L --train {r}/tokens/train",
+        "quantize": "--config {r}/configs/quantlm/2L-4bit.json --model {r}/floatlm/2L --train {r}/tokens/train"
+        " --valid {r}/tokens/valid",
         "evaluate": "--config {r}/configs/evaluation/held_out.json --model {r}/trilm/2L --tasks {r}/tasks",
     }[stage]
     out = tiny_copy / "new"
@@ -251,15 +264,15 @@ def test_damaged_artifact_stops_its_reader(tiny_copy, how, damaged, stage):
     [
         ("pretrain --config none.json --train t --valid v --tokenizer k --out o", "none.json: no such file"),
         (
-            "quantize --config bad.json --model m --train t --out o",
-            "bad.json: bits: input should be 3, 4, 6 or 8; got 5",
+            "quantize --config bad.json --model m --train t --valid v --out o",
+            "bad.json: bits: input should be 2, 3, 4, 5, 6, 7 or 8; got 9",
         ),
         ("check studies/none.yaml", "studies/none.yaml: no such file"),
         ("pretrain --confg x", "No such option"),
     ],
 )
 def test_bad_arguments_exit_with_2(tiny, tmp_path, arguments, message):
-    config = json.loads((tiny / "results/tiny/configs/quantlm/2L-4bit.json").read_text()) | {"bits": 5}
+    config = json.loads((tiny / "results/tiny/configs/quantlm/2L-4bit.json").read_text()) | {"bits": 9}
     (tmp_path / "bad.json").write_text(json.dumps(config))
     finished = run("openspectra", *arguments.split(), cwd=tmp_path)
     assert finished.returncode == 2, finished.stdout
@@ -288,10 +301,10 @@ def test_test_split_is_refused_by_training(tiny_copy):
 
 def test_bad_study_stops_the_workflow_before_any_file(tmp_path):
     project = copy_project(tmp_path / "project")
-    edit_study(project, "bits: [8, 6, 4, 3]", "bits: [8, 6, 5, 3]")
+    edit_study(project, "bits: [8, 6, 4, 3]", "bits: [8, 6, 9, 3]")
     finished = snakemake(project)
     assert finished.returncode != 0
-    assert "studies/tiny.yaml: quantization.bits.2: input should be 3, 4, 6 or 8; got 5" in finished.stdout
+    assert "studies/tiny.yaml: quantization.bits.2: input should be 2, 3, 4, 5, 6, 7 or 8; got 9" in finished.stdout
     assert "Traceback" not in finished.stdout
     assert not (project / "results").exists()
 

@@ -55,7 +55,7 @@ def test_verify_finds_swapped_repeated_and_altered_weights(tiny_copy):
     assert not (tiny_copy / "eight/manifest.json").exists()
 
 
-@pytest.mark.parametrize("family", ["bilm", "bitnet"])
+@pytest.mark.parametrize("family", ["bilm", "bitnet", pytest.param("tbt_w2a2", marks=pytest.mark.slow)])
 def test_other_families_are_trained_and_evaluated_by_the_same_path(tiny, tmp_path, family):
     results, out = tiny / "results/tiny", tmp_path / family / "2L"
     config = json.loads((results / "configs/trilm/2L.json").read_text())

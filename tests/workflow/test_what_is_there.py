@@ -60,7 +60,7 @@ def test_a_new_suite_is_computed_alone_and_a_forced_one_anew(tiny_copy):
         tiny_copy, "num_resamples: 200", "    few: {tasks: [cloze], batch_size: 4, dtype: float32}\nnum_resamples: 200"
     )
     held_out = (tiny_copy / TRILM / "held_out/manifest.json").read_bytes()
-    assert planned(snakemake(tiny_copy, "-n").stdout)["evaluate_model"] == 6
+    assert planned(snakemake(tiny_copy, "-n").stdout)["evaluate_model"] == 1
     added = snakemake(tiny_copy, f"{TRILM}/few/manifest.json")
     assert added.returncode == 0, added.stdout[-3000:]
     assert f"nothing is left to do, in {TRILM}/held_out" in added.stdout

@@ -1,8 +1,10 @@
 """The study, checked before any job is planned, and the helpers that rules share."""
 
 import re
+import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from openspectra.assumptions import study_files
@@ -48,7 +50,8 @@ BENCHMARKS = manifests("benchmarks")
 # those that the text is searched for are fetched where the study does not give them all as files
 SEARCHED = BENCHMARKS if STUDY.corpus and not set(STUDY.lm_eval_tasks) <= set(STUDY.corpus.benchmarks) else []
 BUILT_TASKS = manifests("tasks")
-QUANTIZED_FROM = sorted({f"{RESULTS}/{ModelId.parse(model).float_parent}/manifest.json" for model in STUDY.quantized})
+ALL_QUANTIZED = [*STUDY.quantized, *STUDY.trajectory]
+QUANTIZED_FROM = sorted({f"{RESULTS}/{ModelId.parse(model).float_parent}/manifest.json" for model in ALL_QUANTIZED})
 
 # Every artifact is a target, by itself: of a missing one whose consumers exist, Snakemake would plan nothing.
 UP_TO = {
@@ -65,29 +68,47 @@ UP_TO["report"] = [*manifests(*STAGE_VERSIONS), f"{REPORTS}/manifest.json"]
 UP_TO["all"] = [*UP_TO["report"], f"{RESULTS}/tracking.json"]
 
 
-def with_steps(model_id: str) -> str:
-    """Return the pattern of a model and of its checkpoints: `floatlm/99M@1000`, `quantlm/99M@1000-4bit`."""
-    model = ModelId.parse(model_id)
-    trained = str(ModelId(model.family, model.size, model.variant))
-    return rf"{re.escape(trained)}(@\d+)?{re.escape(model_id.removeprefix(trained))}"
+def one_of(names) -> str:
+    return "|".join(map(re.escape, names)) or "none"
 
 
-PRETRAINED = "|".join(map(re.escape, STUDY.pretrained)) or "none"
-QUANTIZED = "|".join(map(with_steps, STUDY.quantized)) or "none"
+def checkpoints_of(models) -> str:
+    """Return the pattern of the checkpoints of some models: `floatlm/99M@1000`, `quantlm/99M@1000-4bit`."""
+    trained = {model: str(replace(ModelId.parse(model), bits=None, calibration=None)) for model in models}
+    found = [rf"{re.escape(name)}@\d+{re.escape(model.removeprefix(name))}" for model, name in trained.items()]
+    return "|".join(found) or "none"
+
+
+def of_one_job(models, wildcard: str) -> list[str]:
+    """Return what one job makes, as patterns: all models of a size where these share processes, else one model."""
+    if not STUDY.shares_processes:
+        return [f"{{{wildcard}}}"]
+    first = next(iter(STUDY.jobs_of(models).values()), [])
+    return [str(replace(ModelId.parse(model), size="{size}")) for model in first] or ["none/{size}"]
+
+
+def in_one_process(commands: list[str]) -> str:
+    """Return the command that runs several stage commands in one process; `--threads` is to follow."""
+    return f"openspectra {commands[0]}" if len(commands) == 1 else shlex.join(["openspectra", "batch", *commands])
+
+
+QUANTIZED = of_one_job(ALL_QUANTIZED, "quantized")
+EVALUATED = of_one_job(STUDY.models, "model")
 
 
 wildcard_constraints:
-    path="|".join([*map(re.escape, CONFIGS), QUANTIZED]),
-    source="|".join(STUDY.corpus.sources if STUDY.corpus else ["none"]),
+    path="|".join([one_of(CONFIGS), checkpoints_of(STUDY.quantized)]),
+    source=one_of(STUDY.corpus.sources if STUDY.corpus else []),
     job=r"\d+",
     part=r"\d+",
     split="|".join(STUDY.splits),
-    pretrained=PRETRAINED,
-    released="|".join(map(re.escape, STUDY.imported)) or "none",
+    pretrained=one_of(STUDY.pretrained),
+    released=one_of(STUDY.imported),
     step=r"\d+",
-    quantized=QUANTIZED,
-    model="|".join(map(with_steps, STUDY.models)),
-    format="|".join(map(re.escape, FAMILIES)),
+    size=one_of(STUDY.sizes),
+    quantized=one_of(ALL_QUANTIZED),
+    model=one_of(STUDY.models),
+    format=one_of(FAMILIES),
 
 
 def resolved_config(wildcards) -> str:
@@ -106,9 +127,47 @@ def trained_run(wildcards) -> str:
     return f"{RESULTS}/{wildcards.pretrained}/manifest.json"
 
 
-def float_manifest(wildcards) -> str:
-    """Return the manifest of the FloatLM, or of its checkpoint, that a QuantLM is made from."""
-    return f"{RESULTS}/{ModelId.parse(wildcards.quantized).float_parent}/manifest.json"
+def quantized_by(wildcards) -> list[str]:
+    """Return the ids of the QuantLMs that a job makes."""
+    patterns = ["{checkpoint}"] if "checkpoint" in wildcards.keys() else QUANTIZED
+    return [pattern.format(**wildcards) for pattern in patterns]
+
+
+def float_manifests(wildcards) -> list[str]:
+    """Return the manifests of the FloatLMs, or of their checkpoints, that a job's QuantLMs are made from."""
+    parents = [ModelId.parse(model).float_parent for model in quantized_by(wildcards)]
+    return [f"{RESULTS}/{parent}/manifest.json" for parent in dict.fromkeys(parents)]
+
+
+def quantize_command(wildcards) -> str:
+    return in_one_process(
+        [
+            f"quantize --config {RESULTS}/configs/{model}.json --model {RESULTS}/{ModelId.parse(model).float_parent}"
+            f" --train {RESULTS}/tokens/train --valid {RESULTS}/tokens/valid --out {RESULTS}/{model}"
+            f" --log {LOGS}/quantize_model/{model}.log"
+            for model in quantized_by(wildcards)
+        ]
+    )
+
+
+def evaluated_by(wildcards) -> list[str]:
+    """Return the ids of the models that a job evaluates."""
+    patterns = ["{checkpoint}"] if "checkpoint" in wildcards.keys() else EVALUATED
+    return [pattern.format(**wildcards) for pattern in patterns]
+
+
+def evaluate_command(wildcards) -> str:
+    """Return the command that evaluates the models of a job, each on all suites."""
+    tasks = f" --tasks {RESULTS}/tasks" if BUILT_TASKS else ""
+    commands = []
+    for model in evaluated_by(wildcards):
+        suites = [
+            f" --config {RESULTS}/configs/evaluation/{suite}.json --out {RESULTS}/evaluation/{model}/{suite}"
+            for suite in SUITES
+        ]
+        log = f"{LOGS}/evaluate_model/{model}.log"
+        commands.append(f"evaluate{''.join(suites)} --model {RESULTS}/{model}{tasks} --log {log}")
+    return in_one_process(commands)
 
 
 def describe_training(wildcards) -> str:
@@ -118,9 +177,19 @@ def describe_training(wildcards) -> str:
 
 def describe_quantization(wildcards) -> str:
     """Return what a quantization job will do, in one line."""
-    run = STUDY.quantize_config(wildcards.quantized)
-    group = f"group {run.group_size}" if run.group_size > 0 else "one scale per output"
-    return f"GPTQ to {run.bits} bits, {group}, {run.num_calibration_samples} x {run.calibration_sequence_length} tokens"
+    models = quantized_by(wildcards)
+    runs = [STUDY.quantize_config(model) for model in models]
+    widths = ", ".join(str(bits) for bits in dict.fromkeys(run.bits for run in runs))
+    first = runs[0]
+    group = f"group {first.group_size}" if first.group_size > 0 else "one scale per output"
+    how = f"to {widths} bits" + (f", {group}" if len(runs) == 1 else f": {len(runs)} QuantLMs in one process")
+    tokens = f"{first.num_calibration_samples} x {first.calibration_sequence_length} tokens"
+    return f"{ModelId.parse(models[0]).float_parent if len(models) > 1 else models[0]}: GPTQ {how}, {tokens}"
+
+
+def describe_evaluation(wildcards) -> str:
+    models = evaluated_by(wildcards)
+    return f"evaluation of {models[0] if len(models) == 1 else f'the {len(models)} models of size {wildcards.size}'}"
 
 
 def track_live() -> None:

@@ -27,29 +27,40 @@ rule build_tasks:
 
 
 rule evaluate_model:
-    """All suites of one model in one process; the command computes again only what is not finished (evaluation/suites.py)."""
+    """All suites of a model, or of all small models of a size, in one process; the command makes only what is not finished."""
     input:
         configs=[f"{RESULTS}/configs/evaluation/{suite}.json" for suite in SUITES],
-        model=f"{RESULTS}/{{model}}/manifest.json",
+        models=[f"{RESULTS}/{model}/manifest.json" for model in EVALUATED],
         tasks=BUILT_TASKS,
         benchmarks=ancient(BENCHMARKS),  # only to be there first: data.csv records what was scored
     output:
-        [f"{RESULTS}/evaluation/{{model}}/{suite}/manifest.json" for suite in SUITES or ["none"]],
+        [f"{RESULTS}/evaluation/{model}/{suite}/manifest.json" for model in EVALUATED for suite in SUITES or ["none"]],
     log:
-        f"{LOGS}/evaluate_model/{{model}}.log",
+        [f"{LOGS}/evaluate_model/{model}.log" for model in EVALUATED],
     params:
         stage_version=STAGE_VERSIONS["evaluate"],
-        suites=[
-            f"--config {RESULTS}/configs/evaluation/{suite}.json --out {RESULTS}/evaluation/{{model}}/{suite}"
-            for suite in SUITES
-        ],
-        tasks=f"--tasks {BUILT_TASKS[0]}" if BUILT_TASKS else "",
+        summary=describe_evaluation,
+        command=evaluate_command,
     threads: threads_of("evaluate_model")
     resources:
         **resources_of("evaluate_model"),
     conda:
         ENVIRONMENT
     message:
-        "evaluation of {wildcards.model}"
+        "{params.summary}"
     shell:
-        "openspectra evaluate {params.suites} --model {input.model} {params.tasks} --threads {threads} --log {log}"
+        "{params.command} --threads {threads}"
+
+
+use rule evaluate_model as evaluate_checkpoint with:  # made when asked for
+    input:
+        configs=[f"{RESULTS}/configs/evaluation/{suite}.json" for suite in SUITES],
+        models=f"{RESULTS}/{{checkpoint}}/manifest.json",
+        tasks=BUILT_TASKS,
+        benchmarks=ancient(BENCHMARKS),
+    output:
+        [f"{RESULTS}/evaluation/{{checkpoint}}/{suite}/manifest.json" for suite in SUITES or ["none"]],
+    log:
+        f"{LOGS}/evaluate_model/{{checkpoint}}.log",
+    wildcard_constraints:
+        checkpoint=checkpoints_of(STUDY.models),

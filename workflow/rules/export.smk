@@ -6,6 +6,8 @@ rule export_model:
         evaluations=[f"{RESULTS}/evaluation/{{model}}/{suite}/manifest.json" for suite in SUITES],
     output:
         f"{RESULTS}/exports/{{model}}/{{format}}/manifest.json",
+    wildcard_constraints:
+        model=f"{one_of(STUDY.models)}|{checkpoints_of(STUDY.models)}",
     log:
         f"{LOGS}/export_model/{{model}}/{{format}}.log",
     params:

@@ -85,11 +85,13 @@ def forced(rule_name: str, places: Iterable[str]) -> list[str]:
     return [place for place in places if f"{RESULTS}/{place}/manifest.json" in paths]
 
 
-def forget_forced_evaluations() -> None:
-    """Take from forced evaluations the copy of the manifest by which the command knows that they are finished."""
-    finished = [str(path.parent.relative_to(RESULTS)) for path in Path(RESULTS).glob(f"evaluation/*/*/*/{FINISHED}")]
-    for place in forced("evaluate_model", finished):
-        Path(RESULTS, place, FINISHED).unlink()
+def forget_what_is_forced() -> None:
+    """Take from forced artifacts the copy of the manifest by which their command knows that they are finished."""
+    kinds = {"evaluate": "evaluation/*/*/*", "quantize": "quantlm/*"}
+    for kind, pattern in kinds.items():
+        finished = [str(path.parent.relative_to(RESULTS)) for path in Path(RESULTS).glob(f"{pattern}/{FINISHED}")]
+        for place in {*forced(f"{kind}_model", finished), *forced(f"{kind}_checkpoint", finished)}:
+            Path(RESULTS, place, FINISHED).unlink()
 
 
 def other_configs() -> list[str]:
@@ -155,6 +157,7 @@ def recover() -> list[str]:
     """
     if workflow.is_main_process:
         workflow.dag_settings.force_incomplete = True  # what a killed job left is made again
+    if workflow.is_main_process and workflow.execution_settings:  # none where Snakemake only makes its own report
         workflow.execution_settings.keep_incomplete = True  # an output is whole or absent; of a failed job some are whole
         plan_what_is_damaged()
         if workflow.executor_plugin and not workflow.dryrun:
@@ -165,7 +168,7 @@ def recover() -> list[str]:
             os.environ.update({WAITS: "1"})
             if on_slurm():
                 take_slurm()
-            forget_forced_evaluations()
+            forget_what_is_forced()
             if models := forced("pretrain_model", STUDY.pretrained):
                 os.environ.update(OPENSPECTRA_TRAIN_ANEW=" ".join([uuid4().hex, *models]))
     return []

@@ -11,7 +11,12 @@ rule render_report:
         paper=str(PUBLISHED),
         study=study_files(Path(STUDY_FILE)),  # read for its assumptions, which stand in comments
     output:
-        f"{REPORTS}/manifest.json",
+        manifest=f"{REPORTS}/manifest.json",
+        page=report(f"{REPORTS}/index.html", caption="../report/page.rst", category="Page", labels={"what": "the page"}),
+        tables=[
+            report(f"{REPORTS}/{name}", caption="../report/tables.rst", category="Tables", labels={"table": name})
+            for name in (["models.csv", "scores.csv", "gaps.csv"] if SUITES else [])
+        ],
     log:
         f"{LOGS}/render_report.log",
     params:
@@ -25,7 +30,7 @@ rule render_report:
         "report"
     shell:
         "openspectra report --study {input.study[0]} --config {input.config} {params.rates} --paper {input.paper}"
-        " --out $(dirname {output}) --log {log} {input.artifacts}"
+        " --out $(dirname {output.manifest}) --log {log} {input.artifacts}"
 
 
 rule track_artifacts:

@@ -28,8 +28,9 @@ except ConfigError as error:
 
 def needs(kind: str, wildcards) -> Needs:
     """Return what a job asks for; its model, where it has one, is told by its wildcards."""
-    names = ("pretrained", "released", "quantized", "model")
-    return RESOURCES.needs(kind, next((wildcards[name] for name in names if name in wildcards.keys()), None))
+    names = ("pretrained", "released", "quantized", "model", "checkpoint")
+    model = next((wildcards[name] for name in names if name in wildcards.keys()), None)
+    return RESOURCES.needs(kind, f"floatlm/{wildcards.size}" if "size" in wildcards.keys() else model)
 
 
 def threads_of(kind: str) -> Callable:

@@ -57,6 +57,8 @@ class EvaluateConfig(Config):
     """Draws the `limit` items of every task; without it they are the first."""
     files: TaskFiles = {}
     """Files in place of what the hub gives, by task; zero-shot, because such a file has no other split."""
+    skip_missing: bool = False
+    """Whether a task whose data cannot be had is left out with the reason, in place of failing the suite."""
 
     @model_validator(mode="after")
     def _sample_has_a_size(self):

@@ -1,25 +1,29 @@
 """Evaluation with lm-eval: suites of tasks on one model, scores and every item's log-likelihoods kept.
 
 Tasks run one after the other, each as a run of its own: the batches of a task, and so the last digits of its score,
-then depend on no other task, and equal those of `lm_eval --tasks <task>` with the same batch size and threads.
+then depend on no other task.
 """
 
 import difflib
 import hashlib
 import json
 import os
+import re
 import tempfile
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from random import Random
 from typing import Any
 
 from openspectra.artifacts import Artifact, write_csv
 from openspectra.data.local_files import data_folder
 from openspectra.errors import ConfigError, DamagedArtifactError, OpenSpectraError
+from openspectra.evaluation.answers import Answers
 from openspectra.evaluation.build_tasks import TASK_TABLE
 from openspectra.evaluation.config import FILE_READERS, EvaluateConfig, TaskFiles
+from openspectra.evaluation.published import SPLITS, WITHOUT, source_split
 from openspectra.evaluation.scores import Scores, write_scores
+from openspectra.stage_versions import STAGE_VERSIONS
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",  # without it every file of a data set is asked for five times before lm-eval gives up
@@ -28,8 +32,11 @@ ENVIRONMENT = {
     "TQDM_DISABLE": "1",
 }
 """Set, where the caller has not, before the libraries that read them are imported."""
-DATA_COLUMNS = ("task", "num_items", "sha256")
-"""Of the items of each of lm-eval's own tasks: no parent of an evaluation holds them."""
+CORPORA = Path(__file__).with_name("corpora")
+"""Tasks that measure perplexity on corpora of the paper which lm-eval does not have."""
+DATA_COLUMNS = ("task", "split", "num_items", "sha256", "revision")
+"""Of the items of each of lm-eval's own tasks, which no parent of an evaluation holds: the split they are from (`unknown`
+where a file does not say), and the commit of the hub's data set where they came from there."""
 
 
 class Evaluation:
@@ -43,24 +50,45 @@ class Evaluation:
         self.model, self.tasks = model, tasks
         self._lm, self._dtype = None, None
 
-    def run(self, config: EvaluateConfig, folder: Path) -> dict[str, Any]:
+    def run(self, config: EvaluateConfig, folder: Path, kept: Path | None = None) -> dict[str, Any]:
         """Write `scores.csv`, `documents.csv` and `items.csv` of one suite; return the scores as `<task>/<metric>`.
+
+        The file `kept` holds the answers so far, so that a killed evaluation goes on at the batch where it stopped.
 
         lm-eval's own tasks are read from the files that the config gives or from the cache of `datasets`; `data.csv`
         then says what items those were. Raises `ConfigError` for a task nobody knows, and `OpenSpectraError` for a score
         that is no number.
         """
-        runs = load_tasks(config.tasks, self.tasks, config.files)
+        missing = {} if config.skip_missing else None
+        runs = load_tasks(config.tasks, self.tasks, config.files, missing)
         lm = self._language_model(config)
         scores = Scores(model_id=str(self.model.manifest.config.get("model_id", self.model.folder.name)))
-        for run in runs.values():
-            scores.add(_run(config, lm, run, scores.model_id), run["tasks"], lm)
+        lm.answers = Answers(kept, self._identity(config))
+        try:
+            for run in runs.values():
+                scores.add(_run(config, lm, run, scores.model_id), run["tasks"], lm)
+        finally:
+            lm.answers.close()
+            lm.answers = Answers()
         write_scores(scores, folder)
         own = [name for name in runs if not self.tasks or not self.tasks.has(f"{name}.jsonl")]
         if own:
-            rows = [row for name in own for row in _data_rows(runs[name]["tasks"])]
+            rows = [row for name in own for row in _data_rows(runs[name]["tasks"], config.files.get(name))]
             write_csv(folder / "data.csv", DATA_COLUMNS, rows)
+        if missing:
+            write_csv(
+                folder / "missing.csv", ("task", "reason"), [{"task": t, "reason": r} for t, r in missing.items()]
+            )
         return scores.summary()
+
+    def _identity(self, config: EvaluateConfig) -> list[Any]:
+        """Return all that an answer depends on beside what is asked, to the last digit."""
+        import torch
+
+        from openspectra.device import device
+
+        hashes = [self.model.sha256, self.tasks.sha256 if self.tasks else None]
+        return [STAGE_VERSIONS["evaluate"], hashes, config.model_dump(mode="json"), device(), torch.get_num_threads()]
 
     def _language_model(self, config: EvaluateConfig):
         if self._dtype != config.dtype:
@@ -76,7 +104,10 @@ def evaluate(config: EvaluateConfig, model: Artifact, folder: Path, tasks: Artif
 
 
 def load_tasks(
-    names: list[str], tasks: Artifact | None = None, files: TaskFiles | None = None
+    names: list[str],
+    tasks: Artifact | None = None,
+    files: TaskFiles | None = None,
+    missing: dict[str, str] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return lm-eval's loaded tasks and groups by name: those that `tasks` holds, else lm-eval's own.
 
@@ -84,15 +115,16 @@ def load_tasks(
 
     Indexing the 13,000 tasks that come with lm-eval takes seconds, so that is done only where one of them is named, and
     once in a process.
-    Raises `ConfigError` for tasks nobody knows, `OpenSpectraError` for those whose data cannot be had, a line each.
+    Raises `ConfigError` for tasks nobody knows, `OpenSpectraError` for those whose data cannot be had, a line each; with
+    `missing` they are left out, and the reasons are written there.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     built = json.loads(tasks.file(TASK_TABLE).read_text(encoding="utf-8")) if tasks else {}
     include_defaults = not set(names) <= set(built)
-    manager = _task_manager(tasks and (tasks.folder, tasks.sha256), include_defaults)
+    manager = task_manager(tasks and (tasks.folder, tasks.sha256), include_defaults)
     _require_known(names, manager.all_tasks)
-    loaded, problems = {}, []
+    from datasets.exceptions import DatasetsError
+
+    loaded, problems = {}, {}
     with tempfile.TemporaryDirectory(prefix="openspectra-") as cache:
         for name in names:
             try:
@@ -103,27 +135,36 @@ def load_tasks(
                 else:
                     loaded[name] = manager.load(name)
             except ConnectionError as error:
-                problems.append(
+                problems[name] = (
                     f"evaluate.tasks: {name}: its data are not in the cache of `datasets` ({error}); "
                     "run `snakemake prefetch` for this study once where there is a network."
                 )
-            except RuntimeError as error:  # a loading script, which `datasets` refuses
+            except (RuntimeError, DatasetsError, OSError, ValueError) as error:
+                # a loading script, which `datasets` refuses; a data set that is not given to everybody; a part not fetched
                 reason = str(error).partition("\n")[0]
-                problems.append(
+                problems[name] = (
                     f"evaluate.tasks: {name}: {reason}; give its items as a file, in `files` of the suite, "
                     "or leave this task out of the study."
                 )
-    if problems:
-        raise OpenSpectraError(*problems)
+    if missing is not None:
+        missing |= problems
+    elif problems:
+        raise OpenSpectraError(*problems.values())
     return loaded
 
 
 @cache
-def _task_manager(built: tuple[Path, str] | None, include_defaults: bool):
-    """Return the index of lm-eval's own tasks and of those in a folder; the hash tells one content of it from another."""
+def task_manager(built: tuple[Path, str] | None, include_defaults: bool):
+    """Return the index of lm-eval's own tasks with the corpora beside this file, and of the tasks in a folder.
+
+    The hash tells one content of the folder from another.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=str(built[0]) if built else None, include_defaults=include_defaults)
+    folders = [*([str(built[0])] if built else []), *([str(CORPORA)] if include_defaults else [])]
+    return TaskManager(include_path=folders or None, include_defaults=include_defaults)
 
 
 def _require_known(names: list[str], known: list[str]) -> None:
@@ -181,14 +222,36 @@ def _load_task_of_file(name: str, path: Path, manager, cache: str) -> dict[str, 
         ) from None
 
 
-def _data_rows(tasks: dict[str, Any]) -> list[dict[str, Any]]:
+def _data_rows(tasks: dict[str, Any], path: str | None) -> list[dict[str, Any]]:
     rows = []
     for name, task in tasks.items():
         digest = hashlib.sha256()
         for item in task.eval_docs:
             digest.update(json.dumps(item, ensure_ascii=False, sort_keys=True, default=str).encode() + b"\n")
-        rows.append({"task": name, "num_items": len(task.eval_docs), "sha256": digest.hexdigest()})
+        split = task.config.test_split or task.config.validation_split
+        info = task.dataset[split].info
+        rows.append(
+            {
+                "task": name,
+                "split": _split_in(path) if path else source_split(info.description or "") or split,
+                "num_items": len(task.eval_docs),
+                "sha256": digest.hexdigest(),
+                "revision": _revision(task.dataset[split]),
+            }
+        )
     return rows
+
+
+def _split_in(path: str) -> str:
+    """Return the split that the path of a file names."""
+    words = set(re.split(r"[^a-z]+", "/".join(PurePosixPath(path).parts).lower()))
+    return next((split for split in SPLITS if split in words), "unknown")
+
+
+def _revision(items) -> str | None:
+    """Return the commit of the hub's data set that items came from: a folder of the caches is called so."""
+    names = [*(items.info.download_checksums or {}), *(file["filename"] for file in items.cache_files)]
+    return next((found[1] for name in names if (found := re.search(r"/([0-9a-f]{40})/", name))), None)
 
 
 def _load_model(config: EvaluateConfig, model: Artifact):
@@ -221,6 +284,7 @@ def _run(config: EvaluateConfig, lm, run: dict[str, Any], model_id: str) -> dict
 
     for task in run["tasks"].values():
         if task.get_config("num_fewshot") != 0:
+            _require_examples(config, task)
             task.set_config(key="num_fewshot", value=config.num_fewshot)
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
     try:
@@ -231,6 +295,19 @@ def _run(config: EvaluateConfig, lm, run: dict[str, Any], model_id: str) -> dict
         raise OpenSpectraError(
             f"{model_id}: {names}: a perplexity is too large for a number; the model is broken."
         ) from None
+
+
+def _require_examples(config: EvaluateConfig, task) -> None:
+    """Refuse examples from a split that no file was given for. What `files` give is zero-shot by its config."""
+    split = task.config.test_split or task.config.validation_split
+    _, _, absent = (task.dataset[split].info.description or "").partition(WITHOUT)
+    if config.num_fewshot and absent:
+        raise ConfigError(
+            [
+                f"evaluate.num_fewshot: {task.config.task}: its data were laid out of files without {absent}; give that split "
+                "to `openspectra mirror`, or evaluate zero-shot."
+            ]
+        )
 
 
 def _sample(config: EvaluateConfig, tasks: dict[str, Any]) -> dict[str, list[int]] | None:

@@ -8,7 +8,8 @@ from openspectra.data.card import card_of
 from openspectra.export.config import ExportConfig
 from openspectra.identity import kind_label, suite_name
 from openspectra.model.config import LlamaShape
-from openspectra.model_ids import ModelId
+from openspectra.model.families import load_family
+from openspectra.model_ids import QUANTLM, ModelId
 
 WHAT = {
     "floatlm": "a language model trained in floating point",
@@ -47,7 +48,7 @@ def model_card(
     parts = [
         *_header(config.format, model_id.family),
         f"# {title}, {config.format}",
-        f"This is {WHAT[model_id.family]}: `{config.model}` of the study `{study}`, made by OpenSpectra, the open reproduction "
+        f"This is {_what(model_id.family)}: `{config.model}` of the study `{study}`, made by OpenSpectra, the open reproduction "
         f"of {PAPER}. Its weights come from the artifact with manifest `{model.sha256}`; `manifest.json` beside this file "
         "lists every file with its hash.",
         "## Size",
@@ -65,11 +66,21 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
+def is_stock(family: str) -> bool:
+    """Return whether unmodified `transformers` computes a family."""
+    return family == QUANTLM or load_family(family).is_stock_llama
+
+
+def _what(family: str) -> str:
+    own = f"{kind_label(family)}, trained from scratch with the quantizers of arXiv 2306.01841"
+    return WHAT.get(family, own)
+
+
 def _header(form: str, family: str) -> list[str]:
     library = {"transformers": "transformers", "gptq": "transformers"}.get(
         form, "gguf" if "gguf" in form else "openspectra"
     )
-    library = "openspectra" if family == "bitnet" else library
+    library = library if is_stock(family) else "openspectra"
     return [f"---\nlibrary_name: {library}\npipeline_tag: text-generation\ntags: [openspectra, spectra, {family}]\n---"]
 
 
@@ -136,7 +147,7 @@ def _loading(config: ExportConfig, family: str, folder: Path) -> list[str]:
         code = "from gptqmodel import BACKEND, GPTQModel\n"
         return [*parts, "In Python:", f'```python\n{code}model = GPTQModel.load("{here}", backend=BACKEND.TORCH)\n```']
     if config.format == "transformers":
-        first = "import openspectra.model.spectra_llama\n" if family == "bitnet" else ""
+        first = "" if is_stock(family) else "import openspectra.model.spectra_llama\n"
         code = f"{first}from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         code += f'model = AutoModelForCausalLM.from_pretrained("{here}")\n'
         code += f'tokenizer = AutoTokenizer.from_pretrained("{here}")'

@@ -4,6 +4,7 @@ from typing import Literal
 
 from openspectra.config import Config
 from openspectra.model.config import LlamaShape
+from openspectra.model.families import FAMILY_NAMES
 from openspectra.model_ids import QUANTLM, ModelId
 
 Format = Literal[
@@ -17,18 +18,20 @@ Format = Literal[
     "gguf-tq1_0",
     "gguf-tq2_0",
 ]
-STOCK = ("floatlm", "trilm", "bilm", QUANTLM)
+STOCK = ("floatlm", "trilm", "bilm", "tbt_w1a16", "tbt_w2a16", QUANTLM)
 """Families that an unmodified Llama expresses."""
+BINARY = ("bilm", "tbt_w1a1", "tbt_w1a8", "tbt_w1a16")
+TERNARY = ("trilm", "bitnet", "tbt_w2a2", "tbt_w2a8", "tbt_w2a16")
 FAMILIES: dict[str, tuple[str, ...]] = {
-    "transformers": (*STOCK, "bitnet"),
+    "transformers": (*FAMILY_NAMES, QUANTLM),
     "gptq": (QUANTLM,),
-    "packed-2bit": ("trilm", "bitnet"),
-    "packed-1.6bit": ("trilm", "bitnet"),
-    "packed-1bit": ("bilm",),
+    "packed-2bit": TERNARY,
+    "packed-1.6bit": TERNARY,
+    "packed-1bit": BINARY,
     "gguf-f16": STOCK,
     "gguf-q8_0": ("floatlm", QUANTLM),
-    "gguf-tq1_0": ("trilm",),
-    "gguf-tq2_0": ("trilm",),
+    "gguf-tq1_0": ("trilm", "tbt_w2a16"),
+    "gguf-tq2_0": ("trilm", "tbt_w2a16"),
 }
 """The families that each format can hold."""
 TERNARY_GGUF = ("gguf-tq1_0", "gguf-tq2_0")

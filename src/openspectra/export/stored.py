@@ -21,6 +21,7 @@ from openspectra.errors import ConfigError, DamagedArtifactError
 from openspectra.model.config import LlamaShape
 from openspectra.model.families import FAMILY_NAMES, load_family
 from openspectra.model.hugging_face import WEIGHTS
+from openspectra.model.llama import DecoderLayer
 
 AGAIN = "fetch the folder again, or export it anew."
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
@@ -28,6 +29,10 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 """The linear layers of a block, by the last part of their name."""
 MOST_BYTES = 100_000_000
 """Of a JSON file beside the weights."""
+
+
+SMALLEST = LlamaShape(vocab_size=1, hidden_size=2, intermediate_size=1, num_hidden_layers=1, num_attention_heads=1)
+"""What a family adds to a block has the same names at every size; a config that was read may be absurd."""
 
 
 class Stored(NamedTuple):
@@ -51,14 +56,18 @@ def is_linear(name: str) -> bool:
 
 
 def expected_shapes(shape: LlamaShape, family: str = "floatlm") -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor of a Llama by Hugging Face's names."""
+    """Return the shape of every tensor of a model by Hugging Face's names."""
     hidden, inner, rows = shape.hidden_size, shape.intermediate_size, shape.vocab_size
-    block = {f"self_attn.{name}_proj": (hidden, hidden) for name in "qkvo"}
-    block |= {"mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner)}
+    block = {f"self_attn.{name}_proj.weight": (hidden, hidden) for name in "qkvo"}
+    block |= {"mlp.gate_proj.weight": (inner, hidden), "mlp.up_proj.weight": (inner, hidden)}
+    block |= {"mlp.down_proj.weight": (hidden, inner)}
     if load_family(family).has_block_norms:
-        block |= {"input_layernorm": (hidden,), "post_attention_layernorm": (hidden,)}
+        block |= {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
+    with torch.device("meta"):
+        smallest = DecoderLayer(SMALLEST, load_family(family), "fused")
+    block |= {name: (1,) for name, _ in smallest.named_parameters() if ".activations." in name}
     layers = {
-        f"model.layers.{number}.{name}.weight": size
+        f"model.layers.{number}.{name}": size
         for number in range(shape.num_hidden_layers)
         for name, size in block.items()
     }

@@ -3,9 +3,16 @@
 Shapes: B batch, H heads, T sequence, K head_dim. Queries, keys, values and result are [B, H, T, K].
 """
 
+from collections.abc import Mapping
+from typing import get_args
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from openspectra.model.families.family import Place
+
+INSIDE_ATTENTION = tuple(place for place in get_args(Place) if place != "input")
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -15,10 +22,24 @@ def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return attention as two matrix products with a softmax between: holds B x H x T x T scores, in the inputs' precision."""
+    return torch.bmm(_probabilities(q, k), v.flatten(0, 1)).unflatten(0, q.shape[:2])
+
+
+def attend_rounded(q: Tensor, k: Tensor, v: Tensor, activations: Mapping[str, nn.Module]) -> Tensor:
+    """Return attention whose queries, keys, values and probabilities pass through a family's modules.
+
+    The probabilities have to exist, so no fused kernel can do it.
+    """
+    q, k, v = activations["query"](q), activations["key"](k), activations["value"](v)
+    probabilities = activations["probabilities"](_probabilities(q, k).unflatten(0, q.shape[:2]))
+    return torch.bmm(probabilities.flatten(0, 1), v.flatten(0, 1)).unflatten(0, q.shape[:2])
+
+
+def _probabilities(q: Tensor, k: Tensor) -> Tensor:
+    """Return what every position gives to those before it and itself [B * H, T, T]."""
     length, width = q.shape[-2:]
     mask_TT = q.new_full((length, length), -torch.inf).triu(1)
-    scores = torch.baddbmm(mask_TT, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=width**-0.5)
-    return torch.bmm(scores.softmax(dim=-1), v.flatten(0, 1)).unflatten(0, q.shape[:2])
+    return torch.baddbmm(mask_TT, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=width**-0.5).softmax(dim=-1)
 
 
 FORMS = {"fused": fused, "products": products}

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openspectra.model.attention import FORMS
+from openspectra.model.attention import FORMS, INSIDE_ATTENTION, attend_rounded
 from openspectra.model.config import AttentionForm, LlamaShape
 from openspectra.model.families import load_family
 from openspectra.model.families.family import Family
@@ -34,7 +34,8 @@ class LinearGroup:
     """
 
     def __init__(self, family: type[Family], layers: dict[str, nn.Linear], shards: Shards, eps: float):
-        self.family, self.layers, self.shards, self.eps = family, layers, shards, eps
+        self.family, self.layers, self.shards = family, layers, shards
+        self.activation = family.activation("input", eps)
         self.widths = [layer.out_features for layer in layers.values()]
 
     def latent_weight(self) -> Tensor:
@@ -48,7 +49,8 @@ class LinearGroup:
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return each layer's output [..., out_features] for `x` [..., in_features]."""
-        return F.linear(self.family.layer_input(x, self.eps), self.effective_weight()).split(self.widths, dim=-1)
+        x = self.activation(x) if self.activation else x
+        return F.linear(x, self.effective_weight()).split(self.widths, dim=-1)
 
 
 class RMSNorm(nn.Module):
@@ -80,6 +82,9 @@ class Attention(nn.Module):
         qkv = {"q_proj": self.q_proj, "k_proj": self.k_proj, "v_proj": self.v_proj}
         self.qkv = LinearGroup(family, qkv, column_parallel(3 * width, hidden, scales, shared_by=3), eps)
         self.out = LinearGroup(family, {"o_proj": self.o_proj}, row_parallel(hidden, width, scales), eps)
+        inside = {place: family.activation(place, eps) for place in INSIDE_ATTENTION}
+        self.activations = activations_of(inside | {"qkv": self.qkv.activation, "out": self.out.activation})
+        self.rounds = inside["probabilities"] is not None
 
     @property
     def linear_groups(self) -> tuple[LinearGroup, ...]:
@@ -87,7 +92,8 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in self.qkv(x_BTD))
-        out_BHTK = self.attend(rotate(q, cos_TK, sin_TK), rotate(k, cos_TK, sin_TK), v)
+        q, k = rotate(q, cos_TK, sin_TK), rotate(k, cos_TK, sin_TK)
+        out_BHTK = attend_rounded(q, k, v, self.activations) if self.rounds else self.attend(q, k, v)
         (out_BTD,) = self.out(out_BHTK.transpose(1, 2).flatten(2))
         return out_BTD
 
@@ -106,6 +112,7 @@ class MLP(nn.Module):
         gate_up = {"gate_proj": self.gate_proj, "up_proj": self.up_proj}
         self.gate_up = LinearGroup(family, gate_up, column_parallel(2 * width, hidden, 2 * scales), eps)
         self.down = LinearGroup(family, {"down_proj": self.down_proj}, row_parallel(hidden, width, scales), eps)
+        self.activations = activations_of({"gate_up": self.gate_up.activation, "down": self.down.activation})
 
     @property
     def linear_groups(self) -> tuple[LinearGroup, ...]:
@@ -130,6 +137,11 @@ class DecoderLayer(nn.Module):
     def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos_TK, sin_TK)
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+
+
+def activations_of(modules: dict[str, nn.Module | None]) -> nn.ModuleDict:
+    """Return the modules that values pass through, by place, under whose names their parameters stand."""
+    return nn.ModuleDict({place: module for place, module in modules.items() if module})
 
 
 def block_norm(shape: LlamaShape, family: type[Family]) -> nn.Module:
@@ -193,7 +205,10 @@ class Llama(nn.Module):
             layer.self_attn.attend = FORMS[attention]
 
     def reset_parameters(self, seed: int) -> None:
-        """Draw the initial latent weights: one draw per seed and shape, the same for every family (twins)."""
+        """Draw the initial latent weights: one draw per seed and shape, the same for every family (twins).
+
+        A family's learned scales are 0, which is not set: `first_scales` measures them.
+        """
         generator = torch.Generator().manual_seed(seed)
         deviation, output_deviation = self.shape.initial_deviations
         for name, parameter in self.named_parameters():
@@ -201,7 +216,7 @@ class Llama(nn.Module):
                 std = output_deviation if name.endswith(OUTPUT_LAYERS) else deviation
                 nn.init.normal_(parameter, std=std, generator=generator)
             else:
-                nn.init.ones_(parameter)
+                nn.init.constant_(parameter, 0.0 if name.endswith(".alpha") else 1.0)
 
     def groups(self) -> Iterator[tuple[list[str], LinearGroup]]:
         """Yield the layers' names (of their weights, without `.weight`) and group, for all weights of the family."""

@@ -30,6 +30,13 @@ def bits_per_weight(kind: str, group_size: int | None = None) -> float:
     return bits + (GROUP_METADATA_BITS / group_size if group_size and group_size > 0 else 0.0)
 
 
+def parameters_of(shape: LlamaShape, family: str) -> int:
+    """Return the parameters of a model of a family: a shape's, without block norms where it has none, and learned scales."""
+    look = load_family(family)
+    absent = 0 if look.has_block_norms else shape.num_block_norm_parameters
+    return shape.num_parameters - absent + look.num_learned_scales * shape.num_hidden_layers
+
+
 def padded_rows(vocab_size: int, scales_per_matrix: int = 1) -> int:
     """Return the rows of embedding and head for a tokenizer of `vocab_size` entries: in the file, or by default as counted."""
     multiple = VOCAB_MULTIPLE * scales_per_matrix

@@ -6,9 +6,9 @@ from pydantic import Field
 
 from openspectra.config import Config, PositiveInt, Seed
 
-Bits = Literal[3, 4, 6, 8]
-BLOCK_BITS = (3, 6)
-"""Widths that gptqmodel packs in blocks of 32 weights, along both sides of a matrix; 4 and 8 bits take any side."""
+Bits = Literal[2, 3, 4, 5, 6, 7, 8]
+BLOCK_BITS = (3, 5, 6, 7)
+"""Widths that gptqmodel packs in blocks of 32 weights, along both sides of a matrix; the others take any side."""
 BLOCK = 32
 GROUP_SIZES = (-1, 16, 32, 64, 128, 256, 512, 1024)
 """Those that gptqmodel packs."""

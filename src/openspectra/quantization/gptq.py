@@ -1,13 +1,17 @@
 """QuantLM: GPTQ of a FloatLM with gptqmodel, the successor that auto-gptq names (paper, QuantLM).
 
 The artifact is a plain Llama folder with the dequantized weights, which is what gets evaluated, and `gptq/` with the
-packed ones. A layer that fell back to round-to-nearest is an error: it would not be GPTQ.
+packed ones. What would not be GPTQ is an error that names the layer: a fallback to round-to-nearest, activations that are
+no finite numbers, a Hessian that gptqmodel alters beyond its damping.
 """
 
 import csv
+import gc
 import math
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +30,15 @@ SETTINGS = {
     "TORCHAO_FORCE_SKIP_LOADING_SO_FILES": "1",
     "TORCHDYNAMO_DISABLE": "1",  # gptqmodel compiles its dequantization: 20 s for work of milliseconds
     "HF_HUB_OFFLINE": "1",
+    "LOGBAR_DISABLE_NOTEBOOK_DETECTION": "1",  # a failing import for each of a thousand lines
+    "LOGBAR_PROGRESS_OUTPUT_INTERVAL": "1000",
 }
 
 
-def quantize(config: QuantizeConfig, model: Artifact, tokens_train: Artifact, folder: Path) -> dict[str, Any]:
-    """Write the QuantLM of one FloatLM into `folder`; return its counts and mean layer error.
+def quantize(
+    config: QuantizeConfig, model: Artifact, tokens_train: Artifact, tokens_valid: Artifact, folder: Path
+) -> dict[str, Any]:
+    """Write the QuantLM of one FloatLM into `folder`; return its counts, mean layer error and distance from the FloatLM.
 
     Raises `ConfigError` for a model that is no FloatLM, `OpenSpectraError` naming the layer that GPTQ failed on.
     """
@@ -46,7 +54,13 @@ def quantize(config: QuantizeConfig, model: Artifact, tokens_train: Artifact, fo
     for target in (folder, packed):  # gptqmodel writes a tokenizer of its own, with other settings
         for name in TOKENIZER_FILES:
             shutil.copyfile(model.file(name), target / name)
-    return _counts(config, model) | {"mean_layer_loss": sum(row["loss"] for row in rows) / len(rows)}
+    from openspectra.quantization.divergence import compare
+
+    errors = {
+        "mean_layer_loss": sum(row["loss"] for row in rows) / len(rows),
+        "num_damping_retries": sum(row["retries"] for row in rows),
+    }
+    return _counts(config, model) | errors | compare(config, model.folder, folder, Tokens(tokens_valid))
 
 
 def _run_gptq(
@@ -58,7 +72,7 @@ def _run_gptq(
 
     from openspectra.device import device
 
-    _let_errors_through()
+    gc.freeze()  # gptqmodel collects garbage at every step, and would search all that the libraries hold
     settings = GPTQConfig(
         bits=config.bits,
         group_size=config.group_size,
@@ -72,16 +86,18 @@ def _run_gptq(
     )
     # the default on a CPU is bfloat16, which would round the weights before GPTQ sees them
     model = GPTQModel.load(str(model_folder), settings, dtype=torch.float32)
-    model.quantize([{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in samples], batch_size=BATCH_SIZE)
+    with _errors_let_through(), _nothing_but_gptq(config.model_id):
+        model.quantize([{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in samples], batch_size=BATCH_SIZE)
     model.save(str(packed))
     with (packed / "quant_log.csv").open(newline="") as file:
-        rows = [_layer_row(row, config.model_id) for row in csv.DictReader(file)]
+        rows = [_layer_row(row, config, settings.damp_auto_increment) for row in csv.DictReader(file)]
     rows.sort(key=lambda row: (row["layer"], row["module"]))  # written by parallel workers in any order
     (packed / "quant_log.csv").unlink()  # it holds times; layers.csv has the rest
     return rows
 
 
-def _let_errors_through() -> None:
+@contextmanager
+def _errors_let_through() -> Iterator[None]:
     """Have gptqmodel's workers hand an exception to who waits for it; they would end the process, past all handlers."""
     from gptqmodel.utils.threadx import _DeviceWorker
 
@@ -92,24 +108,64 @@ def _let_errors_through() -> None:
             abort(worker, error)
 
     _DeviceWorker._abort_process = abort_unless_handed_on
+    try:
+        yield
+    finally:
+        _DeviceWorker._abort_process = abort
 
 
-def _layer_row(row: dict[str, str], model_id: str) -> dict[str, Any]:
+@contextmanager
+def _nothing_but_gptq(model_id: str) -> Iterator[None]:
+    """Refuse the Hessians that gptqmodel would mend, by a floor on the diagonal, and name the layer of whatever fails."""
+    import torch
+    from gptqmodel.quantization.gptq import GPTQ
+
+    invert, solve = GPTQ.hessian_inverse, GPTQ.quantize
+
+    def checked_inverse(layer, hessian):
+        if not torch.isfinite(hessian).all():
+            raise ValueError(
+                "its inputs are no finite numbers on the calibration text; the FloatLM is broken, train it anew or take a "
+                "checkpoint from before"
+            )
+        diagonal = hessian.diagonal().clone()
+        factor, damping = invert(layer, hessian)
+        if factor is None or not torch.equal(hessian.diagonal(), diagonal):
+            raise ValueError("its Hessian has no inverse, whatever the damping below 1; use more calibration samples")
+        return factor, damping
+
+    def named(layer, **keys):
+        try:
+            return solve(layer, **keys)
+        except ValueError as error:
+            raise OpenSpectraError(f"{model_id}: {layer._named_module.full_name}: {error}.") from error
+
+    GPTQ.hessian_inverse, GPTQ.quantize = checked_inverse, named
+    try:
+        yield
+    finally:
+        GPTQ.hessian_inverse, GPTQ.quantize = invert, solve
+
+
+def _layer_row(row: dict[str, str], config: QuantizeConfig, damping_step: float) -> dict[str, Any]:
+    """Return the error of a layer, the damping it needed, and the steps by which that was raised until an inverse was found."""
     try:
         loss = float(row["loss"])
     except ValueError:
         loss = math.nan
     if not math.isfinite(loss) or loss >= 999999999:  # gptqmodel's mark for a layer without a GPTQ error
         raise OpenSpectraError(
-            f"{model_id}: GPTQ failed on layer {row['layer']} {row['module']} (loss {row['loss']}); "
+            f"{config.model_id}: GPTQ failed on layer {row['layer']} {row['module']} (loss {row['loss']}); "
             "use more calibration samples or a larger damp_percent."
         )
+    damping = float(row["damp"])
     return {
         "layer": int(row["layer"]),
         "module": row["module"],
         "loss": loss,
         "num_samples": int(row["samples"]),
-        "damp_percent": float(row["damp"]),
+        "damp_percent": damping,
+        "retries": round((damping - config.damp_percent) / damping_step),
     }
 
 
@@ -133,4 +189,5 @@ def _counts(config: QuantizeConfig, model: Artifact) -> dict[str, Any]:
         "num_linear_parameters": linear,
         "bits_per_weight": width,
         "model_size_bits": model_size_bits(linear, counted, width),
+        **({"tokens_seen": metrics["tokens_seen"]} if "tokens_seen" in metrics else {}),
     }

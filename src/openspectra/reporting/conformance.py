@@ -8,11 +8,11 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from pathlib import Path
 
 import pandas as pd
 
+from openspectra.evaluation.published import TASKS, PublishedTask
 from openspectra.identity import run_facts_of, suite_name
 from openspectra.model_ids import QUANTLM, ModelId
 from openspectra.reporting.formats import counted, scaled
@@ -52,36 +52,6 @@ SCALES = {"acc": 100, "acc_norm": 100, "exact_match": 100, "pct_stereotype": 100
 RELEASED_TEXT = "SlimPajama"
 """What the released weights were trained on."""
 AVERAGE = "commonsense_reasoning_avg6"
-
-
-class PublishedTask(NamedTuple):
-    """What lm-eval calls a task of the paper, its split, and how many items that split has."""
-
-    name: str
-    split: str
-    num_items: int
-
-
-TASKS = {
-    "arc_challenge": PublishedTask("arc_challenge", "test", 1172),
-    "arc_easy": PublishedTask("arc_easy", "test", 2376),
-    "boolq": PublishedTask("boolq", "validation", 3270),
-    "hellaswag": PublishedTask("hellaswag", "validation", 10042),
-    "piqa": PublishedTask("piqa", "validation", 1838),
-    "winogrande": PublishedTask("winogrande", "validation", 1267),
-    "lambada_openai": PublishedTask("lambada_openai", "test", 5153),
-    "sciq": PublishedTask("sciq", "test", 1000),
-    "logiqa": PublishedTask("logiqa", "test", 651),
-    "triviaqa": PublishedTask("triviaqa", "validation", 17944),
-    "truthfulqa": PublishedTask("truthfulqa_mc1", "validation", 817),
-    "crows_pairs_english": PublishedTask("crows_pairs_english", "test", 1677),
-    "bigbench_bbq_lite": PublishedTask("bigbench_bbq_lite_json_multiple_choice", "default", 16076),
-    "mmlu": PublishedTask("mmlu_continuation", "test", 14042),
-    "mmlu_stem": PublishedTask("mmlu_continuation::stem", "test", 3153),
-    "mmlu_humanities": PublishedTask("mmlu_continuation::humanities", "test", 4705),
-    "mmlu_social_sciences": PublishedTask("mmlu_continuation::social sciences", "test", 3077),
-    "mmlu_other": PublishedTask("mmlu_continuation::other", "test", 3107),
-}
 
 
 @dataclass(frozen=True)
@@ -162,20 +132,25 @@ def _is_released(model: Model | None) -> bool:
 def _scores_of(model: Model, results: Results) -> dict[tuple[str, str], OurScore]:
     """Return the scores of a model by the paper's names, each with the split and the items it rests on."""
     configs = {suite_name(each): each.manifest.config for each in model.evaluations}
+    splits = {
+        suite_name(each): {row["task"]: row.get("split", "unknown") for row in each.rows("data.csv")}
+        for each in model.evaluations
+    }
     own = results.scores[results.scores["model_id"] == str(model.id)]
     found = {}
     for paper_task, task in TASKS.items():
         for score in own[own["task"].map(lambda name, task=task: _is_task(name, task.name))].to_dict("records"):
-            config = next((each for each in configs.values() if task.name.partition("::")[0] in each["tasks"]), {})
-            path = config.get("files", {}).get(task.name)
+            suite = next(
+                (name for name, each in configs.items() if task.name.partition("::")[0] in each["tasks"]), None
+            )
             metric = "likelihood_diff_x100" if score["metric"] == "likelihood_diff" else score["metric"]
             value = float(score["value"]) * SCALES.get(metric, 1)
             count = score["num_samples"]
             found[paper_task, metric] = OurScore(
                 value,
-                _split_of(path) if path else task.split,
+                _split_of(splits.get(suite, {}), task),
                 int(count) if pd.notna(count) else 0,
-                config.get("num_fewshot", 0),
+                configs.get(suite, {}).get("num_fewshot", 0),
             )
     parts = [found.get((task, metric)) for task, metric in PAPER_AVERAGE.items()]
     if all(parts):
@@ -194,10 +169,11 @@ def _is_task(name: str, wanted: str) -> bool:
     return name == wanted or ("::" in wanted and name == wanted.partition("::")[2])
 
 
-def _split_of(path: str) -> str:
-    """Return the split that the path of a file names."""
-    words = set(re.split(r"[^a-z]+", "/".join(PurePosixPath(path).parts).lower()))
-    return next((split for split in ("validation", "test", "train", "dev") if split in words), "unknown")
+def _split_of(splits: dict[str, str], task: PublishedTask) -> str:
+    """Return the split that a task's items are from, by the record of its evaluation; of a group, those of its parts."""
+    members = [task.name] if task.name in splits else [name for name in splits if name.startswith("mmlu_")]
+    found = {splits[name] for name in members}
+    return found.pop() if len(found) == 1 else "unknown" if not found else " and ".join(sorted(found))
 
 
 def _row(cell: dict, models: list[OurModel], errors: dict[str, float]) -> dict:

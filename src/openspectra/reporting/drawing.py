@@ -24,6 +24,7 @@ QUANTLM_LOOKS = {  # one hue, lighter with fewer bits; the look of a family stan
     "quantlm-6bit": Look("#00805b", "#5ccda5", marker="D", marker_size=7.5),
     "quantlm-4bit": Look("#2ba67e", "#319f7b", marker="p"),
     "quantlm-3bit": Look("#5db898", "#237f62", marker="X"),
+    "quantlm-2bit": Look("#8fd3ba", "#1a624b", marker="P"),
 }
 OTHER_LOOK = Look("#6b7280", "#9aa5b1", marker=".")
 PAIR_INCHES, SMALL_INCHES = (4.3, 2.4), (3.7, 2.2)

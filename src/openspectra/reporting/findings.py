@@ -17,6 +17,7 @@ MANY_SIZES = 4
 def findings(results: Results, losses: DocumentLosses, gaps: list[Gap]) -> list[str]:
     """Return the statements that the test losses and scores allow; none where nothing was evaluated."""
     gaps = [gap for gap in gaps if gap.model.id.calibration is None]  # the mean of the sets stands for them
+    gaps = [gap for gap in gaps if gap.model.id == gap.model.id.first_seed]  # the others stand in their own section
     return [
         *_larger_is_better(results, losses),
         *_twin_sentences(gaps),

@@ -20,7 +20,9 @@ from openspectra.model_ids import ModelId
 from openspectra.reporting.calibration_sets import with_set_means
 from openspectra.reporting.plan import Plan
 
-MODEL_STAGES = ("pretrain", "release", "quantize")
+MODEL_STAGES = ("pretrain", "release", "checkpoint", "quantize")
+HELD_OUT = "held_out_text"
+"""The task whose documents are the test text of a study."""
 CURVE_COLUMNS = ("step", "tokens_seen")
 CURVE_TEXT = ("layer", "source")
 ACCURACY_METRICS = ("acc_norm", "acc", "exact_match")
@@ -70,10 +72,16 @@ class Results:
     and `spread` speak of calibration sets, over which the score is a mean."""
     documents: pd.DataFrame
     """Columns model_id and those of `documents.csv`: test documents, log-likelihood in nats summed over each."""
+    corpora: pd.DataFrame
+    """The same of documents that are not of the study's own text."""
     task_facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Chance level, number of items and main metric of the built tasks."""
     plan: Plan | None = None
     """What the study plans, where its file is known."""
+    checkpoints: list[Model] = field(default_factory=list)
+    """Weights of earlier steps that were evaluated; no table of models and no count holds them."""
+    checkpoint_scores: pd.DataFrame = field(default_factory=pd.DataFrame)
+    checkpoint_documents: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def study_models(self) -> list[Model]:
@@ -91,6 +99,15 @@ class Results:
             for model in self.models
             if model.id.calibration is not None and str(replace(model.id, calibration=None)) in plain
         ]
+
+    @cached_property
+    def seeds(self) -> dict[str, list[Model]]:
+        """The training runs of each model that was trained with several seeds, or quantized from such, its own first."""
+        runs: dict[str, list[Model]] = {}
+        for model in self.models:
+            runs.setdefault(str(model.id.first_seed), []).append(model)
+        own_first = {name: sorted(found, key=lambda each: str(each.id) != name) for name, found in runs.items()}
+        return {name: found for name, found in own_first.items() if len(found) > 1}
 
     @cached_property
     def sizes(self) -> list[str]:
@@ -146,7 +163,9 @@ def load_results(artifacts: list[Artifact], plan: Plan | None = None) -> Results
     Raises `DamagedArtifactError` where a file differs from its manifest.
     """
     artifacts = in_order(artifacts)
-    models = _models(artifacts, plan)
+    everything = _models(artifacts, plan)
+    models = [model for model in everything if model.id.step is None]
+    checkpoints = [model for model in everything if model.id.step is not None and model.evaluations]
     task_facts = {
         task: facts
         for artifact in artifacts
@@ -154,11 +173,11 @@ def load_results(artifacts: list[Artifact], plan: Plan | None = None) -> Results
         for task, facts in artifact.manifest.metrics.items()
         if isinstance(facts, dict)
     }
-    scores = _stack(models, "scores.csv", SCORE_COLUMNS, text=("task", "metric", "filter"))
-    documents = _stack(models, "documents.csv", DOCUMENT_COLUMNS, text=("task", "document_id"))
-    scores = scores.assign(is_part=_parts_of_groups(scores, models))
-    tables = with_set_means(models, _named_by_suite(scores), _named_by_suite(documents))
-    return Results(artifacts, *tables, task_facts, plan)
+    models, scores, documents = with_set_means(models, *_tables(models))
+    early_scores, early_documents = _tables(checkpoints)
+    own, others = _by_origin(documents)
+    early, _ = _by_origin(early_documents)
+    return Results(artifacts, models, scores, own, others, task_facts, plan, checkpoints, early_scores, early)
 
 
 def read_curve(model: Model, name: str) -> pd.DataFrame | None:
@@ -187,6 +206,20 @@ def read_table(path: Path, columns: tuple[str, ...], text: tuple[str, ...]) -> p
     numeric = [column for column in table.columns if column not in text]
     table[numeric] = table[numeric].apply(pd.to_numeric, errors="coerce")
     return table
+
+
+def _tables(models: list[Model]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return scores and scored documents of models below each other."""
+    scores = _stack(models, "scores.csv", SCORE_COLUMNS, text=("task", "metric", "filter"))
+    documents = _stack(models, "documents.csv", DOCUMENT_COLUMNS, text=("task", "document_id"))
+    scores = scores.assign(is_part=_parts_of_groups(scores, models))
+    return _named_by_suite(scores), _named_by_suite(documents)
+
+
+def _by_origin(documents: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the documents of the study's test text, and those of other corpora."""
+    own = documents["task"].map(lambda task: task.partition(" (")[0] == HELD_OUT).astype(bool)
+    return documents[own], documents[~own]
 
 
 def _models(artifacts: list[Artifact], plan: Plan | None) -> list[Model]:
@@ -258,7 +291,8 @@ def _parts_of_groups(scores: pd.DataFrame, models: list[Model]) -> pd.Series:
     for model in models:
         for artifact in model.evaluations:
             own = (scores["model_id"] == str(model.id)) & (scores["suite"] == suite_name(artifact))
-            named = set(artifact.manifest.config["tasks"])
+            absent = {row["task"] for row in artifact.rows("missing.csv")}
+            named = set(artifact.manifest.config["tasks"]) - absent
             if named <= set(scores.loc[own, "task"]):
                 parts |= own & ~scores["task"].isin(named)
     return parts

@@ -100,6 +100,7 @@ def _render(
         config=config,
         is_sweep=results.is_sweep,
         is_probe=results.is_probe,
+        has_seeds=bool(results.seeds),
         facts=sections.headline(results, losses),
         sections=shown,
         downloads=downloads,

@@ -25,7 +25,9 @@ class Plan:
     """The artifacts that the report of a study is about, by the names that are also their folders below its results."""
 
     data: list[str]
+    """With the QuantLMs of checkpoints, which are neither evaluated nor compared."""
     models: list[str]
+    """Checkpoints that are evaluated among them."""
     suites: dict[str, list[str]]
     """Tasks by suite; every model is evaluated on every suite."""
     exports: list[str]
@@ -82,7 +84,7 @@ class Plan:
 
 def plan_of(study: Study, logs: Path | None = None) -> Plan:
     """Return what the report of a study is about; the log files of its jobs, where given, say what failed."""
-    data = [place for place, stage in study.artifacts.items() if stage in DATA_STAGES]
+    data = [place for place, stage in study.artifacts.items() if stage in DATA_STAGES] + list(study.trajectory)
     suites = study.evaluation.suites if study.evaluation else {}
     parameters: dict[str, int] = {}
     for model_id, run in (study.pretrained | study.imported).items():
@@ -90,14 +92,15 @@ def plan_of(study: Study, logs: Path | None = None) -> Plan:
         parameters[size] = max(parameters.get(size, 0), run.shape.num_parameters)
     tasks = {name: list(suite.tasks) for name, suite in suites.items()}
     failures = _failures(study, logs) if logs else {}
-    return Plan(data, study.models, tasks, list(study.exported), parameters, _text_of(study), failures)
+    return Plan(data, study.evaluated, tasks, list(study.exported), parameters, _text_of(study), failures)
 
 
 def _failures(study: Study, logs: Path) -> dict[str, list[str]]:
     rules = dict.fromkeys(study.pretrained, "pretrain_model") | dict.fromkeys(study.imported, "import_release")
-    rules |= dict.fromkeys(study.quantized, "quantize_model")
+    made = {"checkpoint": "publish_checkpoint", "quantize": "quantize_model"}
+    rules |= {place: made[stage] for place, stage in study.artifacts.items() if stage in made}
     paths = {model: logs / rule / f"{model}.log" for model, rule in rules.items()}
-    paths |= {f"evaluation/{model}": logs / "evaluate_model" / f"{model}.log" for model in study.models}
+    paths |= {f"evaluation/{model}": logs / "evaluate_model" / f"{model}.log" for model in study.evaluated}
     paths |= {place: logs / "export_model" / f"{place.removeprefix('exports/')}.log" for place in study.exported}
     return {place: lines for place, path in paths.items() if (lines := failure_in(path))}
 

@@ -31,12 +31,17 @@ from openspectra.reporting.drawing import Drawing
 from openspectra.reporting.findings import findings
 from openspectra.reporting.formats import counted
 from openspectra.reporting.load import Results
+from openspectra.reporting.more_figures import more_section
+from openspectra.reporting.perplexity import perplexity_section
 from openspectra.reporting.provenance import AssumptionList, LineageTable
+from openspectra.reporting.quantization import quantization_section
 from openspectra.reporting.scaling_figures import Score
 from openspectra.reporting.scaling_law import MIN_SIZES
 from openspectra.reporting.section import FigureGroup, Section, View
+from openspectra.reporting.seeds import seeds_section
 from openspectra.reporting.statistics import LEVEL_TEXT, DocumentLosses, main_scores, mean_accuracy
 from openspectra.reporting.tables import TRAINING_KEYS, Gap, training_of
+from openspectra.reporting.trajectory import trajectory_section
 from openspectra.reporting.twins import Trajectory
 from openspectra.training.spikes import DEVIATIONS, WINDOW
 
@@ -54,7 +59,11 @@ def study_sections(config: ReportConfig, results: Results, losses: DocumentLosse
         models_section(config, results, losses, model_table),
         scaling_section(results, model_table),
         gaps_section(results, losses, gaps),
+        seeds_section(results, losses),
+        perplexity_section(results, config.num_resamples, config.seed),
         duels_section(results),
+        quantization_section(results),
+        more_section(results, losses),
         exports.exports_section(results),
     ]
 
@@ -97,6 +106,7 @@ def closing_sections(config: ReportConfig, results: Results, study: Path | None)
     """Return what every study has: training, data, settings, assumptions, lineage. `study` is its file."""
     return [
         training_section(results, config),
+        trajectory_section(results, config),
         data_section(results),
         Section("settings", "Settings", "Settings", parts=provenance.settings(results)),
         assumptions_section(study),
@@ -153,7 +163,7 @@ def models_section(
         "Models",
         f"Test loss with its {LEVEL_TEXT} interval from {config.num_resamples} resamples of the test documents; accuracies "
         f"with their standard error. {_origin(results)}Sizes follow the paper's rule: linear weights at the bits of the "
-        "family, everything else at 16. One training run per model.",
+        f"family, everything else at 16. {_runs(results)}.",
         notes,
         [views.model_view(results, losses)],
         {"models.csv": model_table, "scores.csv": tables.score_table(results)},
@@ -227,9 +237,13 @@ def gaps_section(results: Results, losses: DocumentLosses, gaps: list[Gap]) -> S
     )
     parts = [*([figures] if figures.drawings else []), views.gap_view(gaps)] if gaps else []
     lead = Markup(
-        "<strong>One training run: the interval covers the choice of test documents, not the seed.</strong> "
+        "<strong>{}</strong> "
         "Each resample draws the same documents for both members. Batch, steps and warm-up stand as model | baseline; "
         "a QuantLM has those of the FloatLM it was made from."
+    ).format(
+        "The interval covers the choice of test documents; what the seed does stands under Spread over seeds."
+        if results.seeds
+        else "One training run: the interval covers the choice of test documents, not the seed."
     )
     csv = {"gaps.csv": tables.gap_table(gaps, losses)}
     return Section("gaps", "Paired differences", "Paired differences", lead, [], parts, csv)
@@ -279,7 +293,7 @@ def training_section(results: Results, config: ReportConfig) -> Section:
         FigureGroup(
             "Loss over training",
             "Thin: training loss, the mean since the point before. Marked: loss on the valid split. The first "
-            f"{training_figures.SKIPPED_START:.0%} of the training may lie above the frame. Cross: loss spike, a step whose "
+            f"{training_figures.SKIPPED_START:.0%} of the training may lie above the frame. Dotted: where the peak rate drops and where weight decay ends. Cross: loss spike, a step whose "
             f"loss lies more than {DEVIATIONS:g} standard deviations above the mean of the {WINDOW} steps before it.",
             training_figures.loss_curves(results),
             notes=_spike_notes(results),
@@ -446,6 +460,14 @@ def _origin(results: Results) -> str:
     return "".join(
         [*sentences, f"Tasks of lm-eval with items of their own: {', '.join(others)}. "] if others else sentences
     )
+
+
+def _runs(results: Results) -> str:
+    """Return how often each model was trained."""
+    if not results.seeds:
+        return "One training run per model"
+    most = max(map(len, results.seeds.values()))
+    return f"Up to {most} training runs per model, which differ in their seed; figures show the first"
 
 
 def _mean_note(results: Results) -> str:

@@ -30,6 +30,8 @@ MAX_POINTS = 400
 SKIPPED_START = 0.1
 """Share of the training that may lie outside the frame of a figure."""
 LEGEND_COLUMNS = 3
+INTERVENTIONS = {"lr_drop_step": "peak drops", "weight_decay_stop_step": "decay ends"}
+"""The two interventions of the TriLM schedule, by the key of a training's config."""
 
 
 def loss_curves(results: Results) -> list[Drawing]:
@@ -68,6 +70,7 @@ def thinned(curve: pd.DataFrame) -> pd.DataFrame:
 def _loss_panel(size: str, models: list[Model]) -> Drawing:
     with panel(SMALL_INCHES, legend_rows=len(models)) as (figure, axes):
         tops = [_draw_loss(axes, model, split) for split in ("train", "valid") for model in models]
+        _mark_interventions(axes, models)
         tops = [top for top in tops if math.isfinite(top)]
         if tops:
             axes.set_ylim(top=max(tops) + 0.05 * (max(tops) - axes.get_ylim()[0]))
@@ -92,6 +95,22 @@ def _draw_loss(axes: Axes, model: Model, split: str) -> float:
     if split == "train":
         _mark_spikes(axes, model, curve)
     return float(_after_start(curve)[column].max())
+
+
+def _mark_interventions(axes: Axes, models: list[Model]) -> None:
+    """Draw a line where the peak of the learning rate drops, and where weight decay ends, in any of the models."""
+    marks = {}
+    for model in models:
+        tokens_per_step = model.config["global_batch_size"] * model.config["sequence_length"]
+        for key, text in INTERVENTIONS.items():
+            if model.config.get(key) is not None:
+                marks[model.config[key] * tokens_per_step, text] = colour_of(model.id.kind)
+    for (tokens, text), colour in sorted(marks.items()):
+        axes.axvline(tokens, color=colour, lw=0.8, ls=(0, (2, 2)), zorder=1)
+        axes.annotate(
+            text, (tokens, 1), (-3, -3), axes.get_xaxis_transform(), "offset points", ha="right", va="top", rotation=90,
+            **NOTE | {"fontsize": 7.5, "zorder": 1},
+        )  # fmt: skip
 
 
 def _mark_spikes(axes: Axes, model: Model, curve: pd.DataFrame) -> None:

@@ -23,8 +23,8 @@ USER = "openspectra"
 CURVES = ("train.csv", "valid.csv")
 MAX_FILE_BYTES = 5_000_000
 """Larger files stay where they are; their names and hashes stand in the manifest, which is logged."""
-KINDS = {"pretrain": "model", "checkpoint": "model", "quantize": "model", "evaluate": "scores", "report": "report"}
-KINDS |= {"export": "export"}
+KINDS = {stage: "model" for stage in ("pretrain", "checkpoint", "release", "quantize")}
+KINDS |= {"evaluate": "scores", "report": "report", "export": "export"}
 """What a run is about, by the stage of its artifact: all other stages make data. Searches know no `or`."""
 MAX_NOTE = 6000
 """Characters of links that a description takes; MLflow cuts a tag at 8000."""

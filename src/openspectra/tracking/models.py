@@ -1,20 +1,23 @@
 """MLflow's Models view: every model with its scores, registered by name, without a copy of its weights."""
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from openspectra.artifacts import Artifact
 from openspectra.identity import artifact_id, evaluated_model, suite_name
+from openspectra.model_ids import ModelId
 from openspectra.tracking.contents import HASH_TAG, finite, metric_name, model_tags, scores_of, times_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-MODEL_STAGES = ("pretrain", "quantize")
+MODEL_STAGES = ("pretrain", "checkpoint", "release", "quantize")
 MODEL_TAG, VERSIONS_TAG = "logged_model", "mlflow.modelVersions"
 SUMMARY = ("test_loss", "bits_per_byte", "mean_accuracy")
 """What the report says of each model, in the same words."""
-FINAL = "final"
+FINAL, BEST = "final", "best"
+"""Aliases of versions: the model at its last step, and the one of least validation loss among it and its checkpoints."""
 
 
 def show_models(
@@ -22,14 +25,38 @@ def show_models(
 ) -> None:
     """Let the Models view hold every model among `artifacts`; give it, and its run, the scores among them."""
     scores, moments = _scores_by_model(artifacts)
-    for artifact in artifacts:
-        if artifact.manifest.stage not in MODEL_STAGES:
-            continue
+    models = [artifact for artifact in artifacts if artifact.manifest.stage in MODEL_STAGES]
+    best = _best(models)
+    for artifact in models:
         name = artifact_id(artifact)
         run_id = run_ids[name]
         model_id = _logged_model(client, experiment_id, artifact, run_id)
-        _register(client, study, artifact, run_id, model_id)
+        step = _trained(artifact).step
+        aliases = [FINAL if step is None else f"step-{step}"] + [BEST] * (name in best)
+        _register(client, study, artifact, run_id, model_id, aliases)
         _add_scores(client, run_id, model_id, scores.get(name, {}), moments.get(name, 0))
+
+
+def _trained(artifact: Artifact) -> ModelId:
+    """Return the id of a model, its step only where it is a checkpoint; a QuantLM of one is a model of its own."""
+    model_id = ModelId.parse(artifact_id(artifact))
+    return model_id if artifact.manifest.stage == "checkpoint" else replace(model_id, step=None)
+
+
+def _best(models: list[Artifact]) -> set[str]:
+    """Return of every training the id of the version with the least validation loss, of several the last."""
+    trainings = {artifact_id(model): model for model in models if model.manifest.stage == "pretrain"}
+    losses: dict[str, list[tuple[float, int, str]]] = {}
+    for model in models:
+        name, trained = artifact_id(model), _trained(model)
+        run = trainings.get(str(replace(trained, step=None)))
+        if run is None or model.manifest.stage == "quantize":
+            continue
+        by_step = {int(row["step"]): float(row["valid_loss"]) for row in run.rows("valid.csv")}
+        step = max(by_step, default=0) if trained.step is None else trained.step
+        if step in by_step:
+            losses.setdefault(artifact_id(run), []).append((by_step[step], -step, name))
+    return {min(versions)[2] for versions in losses.values()}
 
 
 def _scores_by_model(artifacts: list[Artifact]) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
@@ -77,9 +104,13 @@ def _logged_model(client: "MlflowClient", experiment_id: str, artifact: Artifact
     return model.model_id
 
 
-def _register(client: "MlflowClient", study: str, artifact: Artifact, run_id: str, model_id: str) -> None:
-    """Let the alias `final` of `openspectra-<study>-<family>-<size>` point at the version of this run."""
-    name = metric_name(f"openspectra-{study}-{artifact_id(artifact).replace('/', '-')}")
+def _register(
+    client: "MlflowClient", study: str, artifact: Artifact, run_id: str, model_id: str, aliases: list[str]
+) -> None:
+    """Let aliases of `openspectra-<study>-<family>-<size>` point at the version of this run."""
+    model = ModelId.parse(artifact_id(artifact))
+    registered = replace(model, step=None) if artifact.manifest.stage == "checkpoint" else model
+    name = metric_name(f"openspectra-{study}-{str(registered).replace('/', '-')}")
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name, tags=model_tags(artifact))
     versions = [each for each in client.search_model_versions(f"name = '{name}'") if each.run_id == run_id]
@@ -93,8 +124,10 @@ def _register(client: "MlflowClient", study: str, artifact: Artifact, run_id: st
     shown = json.dumps([{"name": name, "version": str(version.version)}])  # what the Models view shows of the registry
     if client.get_logged_model(model_id).tags.get(VERSIONS_TAG) != shown:
         client.set_logged_model_tags(model_id, {VERSIONS_TAG: shown})
-    if version.version != client.get_registered_model(name).aliases.get(FINAL):
-        client.set_registered_model_alias(name, FINAL, version.version)
+    known = client.get_registered_model(name).aliases
+    for alias in aliases:
+        if version.version != known.get(alias):
+            client.set_registered_model_alias(name, alias, version.version)
 
 
 def _add_scores(client: "MlflowClient", run_id: str, model_id: str, scores: dict[str, float], moment: int) -> None:

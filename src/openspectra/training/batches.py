@@ -8,6 +8,9 @@ from openspectra.data.tokens import Tokens
 from openspectra.training.config import PretrainConfig
 from openspectra.training.world import World
 
+FIRST_SEQUENCES = 8
+"""Text from which a family with learned scales takes their first values."""
+
 
 class StepData(IterableDataset):
     """Micro batches [micro batch, sequence_length + 1] of one rank, from a step on.
@@ -18,6 +21,12 @@ class StepData(IterableDataset):
 
     def __init__(self, config: PretrainConfig, tokens: Tokens, start_step: int, world: World):
         self.config, self.tokens, self.start_step, self.world = config, tokens, start_step, world
+
+    def first_text(self) -> torch.Tensor:
+        """Return the first sequences [at most 8, sequence_length] of the run, the same on every rank and in every world."""
+        count, length = min(FIRST_SEQUENCES, self.config.global_batch_size), self.config.sequence_length
+        indices = sequence_at(range(count), self.tokens.num_sequences(length), self.config.seed)
+        return torch.from_numpy(self.tokens.sequences(indices, length))[:, :-1]
 
     def __iter__(self):
         config, num_sequences = self.config, self.tokens.num_sequences(self.config.sequence_length)

@@ -2,8 +2,9 @@
 
 Checkpoints lie undeclared in `checkpoints/<run hash>/` of the model's folder. The run hash covers resolved config,
 parents and stage version, so a changed recipe starts at step 0 in a folder of its own. `step-*.pt` is what the run
-needs to go on, the newest only; `weights-*.safetensors` are the exported weights of the trajectory, kept all, whose
-hashes stand in the artifact (`checkpoints.csv`).
+needs to go on, the newest only; of a sharded run it lists the hashes of `part-<step>-<rank>.pt`, which hold the tensors.
+`weights-*.safetensors` are the exported weights of the trajectory, kept all, whose hashes stand in the artifact
+(`checkpoints.csv`).
 """
 
 import hashlib
@@ -23,7 +24,9 @@ from openspectra.model.hugging_face import exported_weights
 from openspectra.model.llama import Llama
 from openspectra.stage_versions import STAGE_VERSIONS
 from openspectra.training.config import PretrainConfig
+from openspectra.training.sharding import chunk_shape, join
 from openspectra.training.trajectory import TRAIN_ANEW, run_folder, run_identity
+from openspectra.training.world import World
 from openspectra.writing import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -34,6 +37,9 @@ KEPT = 2
 """Newest states kept, so that one damaged file never costs the run."""
 STATE_BYTES_PER_PARAMETER = 12
 """Latent weight and AdamW's two moments, in float32."""
+
+
+ALONE = World()
 
 
 class CheckpointFolder:
@@ -71,14 +77,32 @@ class CheckpointFolder:
         """Write the state of `step` and remove all but the newest `KEPT`."""
         path = self.folder / f"step-{step:08d}.pt"
 
+        def vouch(sha256: str) -> None:
+            # the hash first: a kill between the two leaves a hash without a state, never a state that nothing vouches for
+            self._write(path.with_suffix(".sha256"), sha256.encode())
+
+        self._save(path, state | {"run": self.folder.name}, vouch)
+        self._prune()
+
+    def save_part(self, step: int, rank: int, part: dict[str, Any]) -> str:
+        """Write what `rank` holds of the state of `step`; return its hash. Only `save` makes it count."""
+        return self._save(self._part(step, rank), part, lambda sha256: None)
+
+    def _save(self, path: Path, content: dict[str, Any], vouch: Callable[[str], None]) -> str:
+        """Write `content`, telling its hash before the file has its name; return the hash."""
+        hashes = []
+
         def write(file: BinaryIO) -> None:
             hashing = _Hashing(file)  # while it is written: the state is never twice in memory
-            torch.save(state | {"run": self.folder.name}, hashing)
-            # the hash first: a kill between the two leaves a hash without a state, never a state that nothing vouches for
-            self._write(path.with_suffix(".sha256"), hashing.sha256.hexdigest().encode())
+            torch.save(content, hashing)
+            hashes.append(hashing.sha256.hexdigest())
+            vouch(hashes[0])
 
         self._write(path, write)
-        self._prune()
+        return hashes[0]
+
+    def _part(self, step: int, rank: int) -> Path:
+        return self.folder / f"part-{step:08d}-{rank:05d}.pt"
 
     def save_weights(self, step: int, llama: Llama, dtype: str) -> dict[str, Any]:
         """Write the exported weights of `step`; return file, bytes, sha256 and statistics of the latent weights."""
@@ -92,18 +116,21 @@ class CheckpointFolder:
             **weight_statistics(llama),
         }
 
-    def load_newest(self) -> dict[str, Any] | None:
-        """Return the valid state with the highest step, or None for a run that has none yet.
+    def load_newest(self, world: World = ALONE) -> dict[str, Any] | None:
+        """Return the valid state with the highest step, or None for a run that has none yet. Every rank gets the same.
 
+        Weights and moments are whole, or where `is_part` this rank's chunks: its world is the one that wrote them.
         Raises `DamagedArtifactError` where there are, or must have been, states and none is valid, or one belongs to
         another run: starting over silently would hide it.
         """
-        states = self._states()
+        states = world.gather(self._states())[0]
         for path in reversed(states):
-            if not path.is_file() or not _holds(path.with_suffix(".sha256"), sha256_of(path).encode()):
-                logger.warning("%s: damaged or incomplete, skipped", path)
-            elif (state := self._load(path)) is not None:
+            state = self._load(path, world)
+            (damaged,) = world.any(state is None)  # to any rank: all go on from one state
+            if not damaged:
                 return state
+            if state:
+                logger.warning("%s: the part of another rank is damaged or missing, skipped", path)
         if states:
             raise DamagedArtifactError(f"{self.folder}: no checkpoint is intact; {TRAIN_ANEW}.")
         steps = [int(path.stem.removeprefix("weights-")) for path in sorted(self.folder.glob("weights-*.safetensors"))]
@@ -133,14 +160,22 @@ class CheckpointFolder:
             if folder != self.folder:
                 shutil.rmtree(folder)
 
-    def _load(self, path: Path) -> dict[str, Any] | None:
-        """Return the state in a file whose hash is right; None, with a warning, for content that no run has written."""
-        try:
-            state = torch.load(path, weights_only=True, mmap=True)
-        except Exception as error:  # torch raises whatever the bytes lead it to
-            logger.warning("%s: not a training state (%s), skipped", path, type(error).__name__)
+    def _load(self, path: Path, world: World) -> dict[str, Any] | None:
+        """Return an intact state; None, with a warning, for what was damaged and for content that no run has written."""
+        if not path.is_file() or not _holds(path.with_suffix(".sha256"), sha256_of(path).encode()):
+            logger.warning("%s: damaged or incomplete, skipped", path)
             return None
-        if problem := self._problem(state):
+        state = _read(path)
+        if state is None:
+            return None
+        problem = _wrong_kind(state)
+        if not problem:
+            tensors = self._load_parts(state, world) if state.get("parts") else {"is_part": False}
+            if tensors is None:
+                return None
+            state |= tensors
+            problem = self._wrong_tensors(state, world)
+        if problem:
             logger.warning("%s: not a state of this run (%s), skipped", path, problem)
             return None
         if state["run"] != self.folder.name or path.stem != f"step-{state['step']:08d}":
@@ -149,17 +184,27 @@ class CheckpointFolder:
             )
         return state
 
-    def _problem(self, state: Any) -> str | None:
-        """Return what keeps a loaded object from being a state of this model; None for a whole one."""
-        kinds = {"run": str, "step": int, "attention": str, "model": dict, "optimizer": dict | None}
-        kinds |= {"records": dict, "precision": dict}
-        if not isinstance(state, dict):
-            return f"a {type(state).__name__}"
-        for key, kind in kinds.items():
-            if key not in state or not isinstance(state[key], kind):
-                return f"`{key}` is missing or of another type"
+    def _load_parts(self, state: dict[str, Any], world: World) -> dict[str, Any] | None:
+        """Return the tensors of a state in parts: this rank's, where it is to train on in the world that wrote them."""
+        hashes, step = state["parts"], state["step"]
+        is_part = world.is_sharded and world.size == len(hashes) and step < self.config.max_steps
+        parts = []
+        for rank in [world.rank] if is_part else range(len(hashes)):
+            path = self._part(step, rank)
+            if not path.is_file() or sha256_of(path) != hashes[rank]:
+                logger.warning("%s: damaged or missing, step %d is skipped", path, step)
+                return None
+            parts.append(_read(path))
+        if not all(isinstance(part, dict) and {"model", "optimizer"} <= part.keys() for part in parts):
+            return {"model": {}, "optimizer": None, "is_part": is_part}
+        return (parts[0] if is_part else join(parts)) | {"is_part": is_part}
+
+    def _wrong_tensors(self, state: dict[str, Any], world: World) -> str | None:
+        """Return what keeps the tensors of a state from being this model's; None for right ones."""
         with torch.device("meta"):
             expected = {name: p.shape for name, p in Llama(self.config.shape, self.config.family).named_parameters()}
+        if state["is_part"]:
+            expected = {name: chunk_shape(shape, world.rank, world.size) for name, shape in expected.items()}
         if _shapes(state["model"]) != expected:
             return "its weights have other names or shapes"
         if state["optimizer"] is None:
@@ -176,13 +221,16 @@ class CheckpointFolder:
         return sorted(self.folder.glob("step-*.pt"))
 
     def _prune(self) -> None:
-        """Remove all but the newest `KEPT` states, and hashes without a state."""
+        """Remove all but the newest `KEPT` states, and hashes and parts without a state."""
         for old in self._states()[:-KEPT]:
             old.with_suffix(".sha256").unlink(missing_ok=True)
             shutil.rmtree(old) if old.is_dir() else old.unlink()
         for recorded in self.folder.glob("step-*.sha256"):
             if not recorded.with_suffix(".pt").exists():
                 recorded.unlink()
+        for part in self.folder.glob("part-*.pt"):
+            if not (self.folder / f"step-{part.name.split('-')[1]}.pt").exists():
+                part.unlink()
 
     def _write(self, path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
         try:
@@ -224,6 +272,27 @@ class _Hashing:
 
     def flush(self) -> None:
         self.file.flush()
+
+
+def _read(path: Path) -> Any:
+    """Return what a file of tensors holds; None, with a warning, where torch cannot read it."""
+    try:
+        return torch.load(path, weights_only=True, mmap=True)
+    except Exception as error:  # torch raises whatever the bytes lead it to
+        logger.warning("%s: not a training state (%s), skipped", path, type(error).__name__)
+        return None
+
+
+def _wrong_kind(state: Any) -> str | None:
+    """Return what keeps a loaded object from being a state; None for a whole one, or one whose tensors are in parts."""
+    if not isinstance(state, dict):
+        return f"a {type(state).__name__}"
+    kinds = {"run": str, "step": int, "attention": str, "model": dict, "optimizer": dict | None}
+    kinds |= {"records": dict, "precision": dict} | ({"parts": list} if "parts" in state else {})
+    for key, kind in kinds.items():
+        if key not in state or not isinstance(state[key], kind):
+            return f"`{key}` is missing or of another type"
+    return None
 
 
 def _holds(path: Path, content: bytes) -> bool:

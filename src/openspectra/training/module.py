@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from openspectra.data.tokens import Tokens
 from openspectra.errors import OpenSpectraError
+from openspectra.model.binary_ternary import first_scales, measure_levels, set_scales
 from openspectra.model.llama import Llama
 from openspectra.training import recipe
 from openspectra.training.checkpoint import CheckpointFolder
@@ -28,6 +29,7 @@ from openspectra.training.config import PretrainConfig
 from openspectra.training.interruption import Interruption
 from openspectra.training.loss_scaler import LossScaler
 from openspectra.training.records import Records
+from openspectra.training.sharding import put_back, take_part
 from openspectra.training.validation import ValidationSample
 from openspectra.training.world import World
 
@@ -87,6 +89,7 @@ class Pretraining(L.LightningModule):
 
     def on_train_start(self) -> None:
         if self.step == 0:
+            self._start_scales()
             self.records.measure(self.step, self.llama)
         self.loss_sum = torch.zeros((), device=self.device)
         if self.world.size > 1 and not self.world.is_sharded:
@@ -120,6 +123,25 @@ class Pretraining(L.LightningModule):
         records.min_loss_scale = min(records.min_loss_scale, self.loss_scale)
         self.step += 1
         self._record(matrices["lr"])
+
+    def _start_scales(self) -> None:
+        """Let a family's learned scales begin with what the first text gives, outside compiled blocks, on all ranks alike."""
+        text = self.trainer.train_dataloader.dataset.first_text().to(self.device)
+        with self.trainer.precision_plugin.forward_context():
+            values = first_scales(self.llama, text)
+        if self.world.is_sharded:
+            self.llama.reshard()  # without a backward pass the root's weights would stay gathered
+        set_scales(self.llama, self.world.gather(values)[0])
+
+    @torch.no_grad()
+    def _levels(self) -> list[dict[str, Any]]:
+        """Return what rounded activations do on the first validation sequence, of families that learn their scales."""
+        sequence = torch.from_numpy(self.validation.batch(range(1))).to(self.device)[:, :-1]
+        with self.trainer.precision_plugin.forward_context():
+            rows = measure_levels(self.llama, sequence)
+        if self.world.is_sharded:
+            self.llama.reshard()
+        return rows
 
     def _lay_out_buckets(self) -> None:
         """Pass forward and backward once without a step, after which DDP lays out its buckets of gradients anew.
@@ -155,6 +177,8 @@ class Pretraining(L.LightningModule):
         if last or self.step % config.valid_every_steps == 0:
             records.add_validation(self.step, self.validation_losses(), self.validation)
             records.measure(self.step, self.llama)
+            for row in self._levels():
+                records.add("levels", self.step, row)
 
     def _stop_for(self, reason: str) -> None:
         text = reason.format(loss=self.step_loss, norm=self.gradient_norm, step=self.step)
@@ -183,13 +207,16 @@ class Pretraining(L.LightningModule):
             self.llama.reshard()  # without a backward pass the root's weights would stay gathered
         return (world.mean(sums_SK) * world.size).cpu()
 
-    def whole_llama(self) -> Llama:
-        """Return the model with all its weights: itself, or gathered from all ranks (complete on rank 0)."""
+    @torch.no_grad()
+    def whole_llama(self) -> Llama | None:
+        """Return the model with all its weights, gathered on rank 0 where ranks hold parts; None on the others."""
         if not self.world.is_sharded:
             return self.llama
-        weights = {name: parameter.full_tensor().cpu() for name, parameter in self.llama.named_parameters()}
-        whole = Llama(self.config.shape, self.config.family)
-        whole.load_latent_weights(weights)
+        whole = Llama(self.config.shape, self.config.family) if self.world.rank == 0 else None
+        for name, parameter in self.llama.named_parameters():
+            weight = parameter.full_tensor()
+            if whole:
+                whole.get_parameter(name).copy_(weight)
         return whole
 
 
@@ -203,7 +230,7 @@ class Checkpointing(L.Callback):
     """Owns the checkpoints of a run: restores the newest state, and saves at the configured steps.
 
     It saves too after `seconds` without a state, and at the next step boundary after a signal, which then ends the run.
-    `llama` is the model as training left it, with all its weights (complete on rank 0).
+    `llama` is the model as training left it, with all its weights; None on a rank that held a part of them, but for rank 0.
     """
 
     def __init__(self, folder: CheckpointFolder, interruption: Interruption, seconds: float = math.inf):
@@ -215,13 +242,14 @@ class Checkpointing(L.Callback):
 
     def restore(self, module: Pretraining) -> None:
         """Give a new module step, weights and records of the newest state, if there is one; the rest when it trains."""
-        self._state = self.folder.load_newest()
+        self._state = self.folder.load_newest(module.world)
         if self._state:
             module.step = self._state["step"]
             # the form it began with, also where a new run would take another
             module.attention = self._state["attention"]
             module.llama.set_attention(module.attention)
-            module.llama.load_latent_weights(self._state["model"])
+            if not self._state["is_part"]:
+                module.llama.load_latent_weights(self._state["model"])
             module.records.load(self._state["records"])
 
     def on_train_start(self, trainer, module: Pretraining) -> None:
@@ -230,9 +258,12 @@ class Checkpointing(L.Callback):
         if self._state:
             state, self._state = self._state, None
             options = StateDictOptions(full_state_dict=True)
-            set_model_state_dict(module.llama, state["model"], options=options)
-            if state["optimizer"]:
-                set_optimizer_state_dict(module.llama, _optimizer(module), state["optimizer"], options=options)
+            if state["is_part"]:
+                put_back(state, module.llama, _optimizer(module))
+            else:
+                set_model_state_dict(module.llama, state["model"], options=options)
+                if state["optimizer"]:
+                    set_optimizer_state_dict(module.llama, _optimizer(module), state["optimizer"], options=options)
             trainer.precision_plugin.load_state_dict(state["precision"])
 
     def on_train_batch_end(self, trainer, module: Pretraining, outputs, batch, batch_idx) -> None:
@@ -252,15 +283,24 @@ class Checkpointing(L.Callback):
         self.llama = module.whole_llama()
 
     def _save_state(self, module: Pretraining) -> None:
-        """Write all that the run needs to go on from the present step. Called on every rank; rank 0 writes."""
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        model, optimizer = get_model_state_dict(module.llama, options=options), None
-        # without a state the loss scaler has left out every step: asking for one would make it
-        if _optimizer(module).state:
-            optimizer = get_optimizer_state_dict(module.llama, _optimizer(module), options=options)
-        if module.world.rank == 0:
-            state = {"step": module.step, "model": model, "optimizer": optimizer, "records": module.records.state()}
-            state |= {"attention": module.attention, "precision": module.trainer.precision_plugin.state_dict()}
+        """Write all that the run needs to go on from the present step. Called on every rank.
+
+        Rank 0 writes; of a sharded model every rank writes its part, so that no process holds the whole.
+        """
+        world, optimizer = module.world, _optimizer(module)
+        if not optimizer.state:  # the loss scaler has left out every step; asking for a state would make one
+            optimizer = None
+        state = {"step": module.step, "model": {}, "optimizer": None, "records": module.records.state()}
+        state |= {"attention": module.attention, "precision": module.trainer.precision_plugin.state_dict()}
+        if world.is_sharded:
+            part = take_part(module.llama, optimizer)
+            state["parts"] = world.gather(self.folder.save_part(module.step, world.rank, part))
+        else:
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+            state["model"] = get_model_state_dict(module.llama, options=options)
+            if optimizer:
+                state["optimizer"] = get_optimizer_state_dict(module.llama, optimizer, options=options)
+        if world.rank == 0:
             self.folder.save(module.step, state)
 
     def _save_weights(self, module: Pretraining) -> None:

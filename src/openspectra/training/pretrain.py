@@ -104,8 +104,8 @@ def _train(
     world: World,
     interruption: Interruption,
     state_seconds: float = math.inf,
-) -> tuple[Pretraining, Llama]:
-    """Return the run at its last step, and its model with all weights (complete on rank 0)."""
+) -> tuple[Pretraining, Llama | None]:
+    """Return the run at its last step, and on rank 0 its model with all weights."""
     module = Pretraining(config, Tokens(parents["tokens_valid"]), world)
     checkpointing = Checkpointing(checkpoints, interruption, state_seconds)
     checkpointing.restore(module)

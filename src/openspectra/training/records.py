@@ -13,7 +13,7 @@ from openspectra.training.instruments import Instruments
 from openspectra.training.spikes import Spikes
 from openspectra.training.validation import ValidationSample
 
-TABLES = ("train", "valid", "valid_sources", "ternary", "spikes", "checkpoints")
+TABLES = ("train", "valid", "valid_sources", "ternary", "levels", "spikes", "checkpoints")
 """Rows by step, one CSV each in the artifact."""
 Row = dict[str, Any]
 
@@ -94,6 +94,7 @@ class Records:
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what a checkpoint kept."""
-        self.tables, self.valid_losses, self.losses = state["tables"], state["valid_losses"], state["losses"]
+        self.tables |= state["tables"]
+        self.valid_losses, self.losses = state["valid_losses"], state["losses"]
         self.spikes, self.instruments = Spikes(state["spike_window"]), Instruments(state["states"])
         self.skipped_steps, self.min_loss_scale = state["skipped_steps"], state["min_loss_scale"]

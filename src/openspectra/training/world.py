@@ -119,13 +119,17 @@ class World:
         """Return of each rank where it runs: machine, number there, and the GPUs that it sees. Called on every rank."""
         node = os.environ.get("SLURMD_NODENAME") or platform.node()
         mine = {"node": node, "local_rank": self.local_rank, "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}
+        return self.gather(mine)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the value of each rank. Called on every rank."""
         if self.size == 1:
-            return [mine]
+            return [value]
         import torch
 
-        places: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(places, mine)
-        return places
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, value)
+        return values
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

@@ -5,9 +5,9 @@ A stock Llama cannot express it: its folder loads through `model/spectra_llama.p
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from openspectra.model.families.family import EPS, Family, Look
+from openspectra.model.families.family import EPS, Family, Look, Place
 from openspectra.model.families.trilm import TriLM
 from openspectra.model.shards import Shards
 
@@ -31,14 +31,25 @@ class BitNet(Family):
         """Return TriLM's states and scales: BitNet b1.58's absmean rule is the same equation."""
         return TriLM.states_and_scales(latent_weight, shards)
 
-    @staticmethod
-    def layer_input(x: Tensor, eps: float) -> Tensor:
-        """Return `x` after RMS norm over its features, rounded to 8 bits per token, with a straight-through gradient.
+    @classmethod
+    def activation(cls, place: Place, eps: float) -> nn.Module | None:
+        """Return norm and rounding for the inputs of linear layers."""
+        return NormedEightBit(eps) if place == "input" else None
 
-        Computed in float32 or better: half precision has no room for 256 steps and their rounding borders.
-        """
+
+class NormedEightBit(nn.Module):
+    """RMS norm over the features, rounded to 8 bits per token, with a straight-through gradient.
+
+    Computed in float32 or better: half precision has no room for 256 steps and their rounding borders.
+    """
+
+    def __init__(self, eps: float):
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return EightBit.apply(F.rms_norm(wide, x.shape[-1:], eps=eps)).to(x.dtype)
+        return EightBit.apply(F.rms_norm(wide, x.shape[-1:], eps=self.eps)).to(x.dtype)
 
 
 class EightBit(torch.autograd.Function):

@@ -1,15 +1,19 @@
 """The interface of a family, and the straight-through gradient that all discrete families share."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from openspectra.model.shards import Shards
 
 EPS = 1e-5
 """Added to mean|W| before dividing, so that an all-zero shard has a scale too (paper, TriLM equations)."""
+
+
+Place = Literal["input", "query", "key", "value", "probabilities"]
+"""Where a block's values pass: the input of a linear layer, and inside attention."""
 
 
 class Look(NamedTuple):
@@ -26,7 +30,7 @@ class Look(NamedTuple):
 
 
 class Family(ABC):
-    """How the linear layers of the blocks compute. Embedding, head and norms are the same in every family."""
+    """How the blocks compute. Embedding, head and norms are the same in every family."""
 
     label: str
     """Name in figures and tables."""
@@ -39,6 +43,8 @@ class Family(ABC):
     """Whether unmodified `transformers` computes the same from the exported weights."""
     has_block_norms: bool = True
     """Whether a block has learned norms before attention and MLP; without them the linear layers norm their input."""
+    num_learned_scales: int = 0
+    """Parameters that a block has beside weights and norms."""
 
     @staticmethod
     @abstractmethod
@@ -53,10 +59,14 @@ class Family(ABC):
         """Return the weight [out_features, in_features] that is multiplied with: its gradient goes to the latent one."""
         return StraightThrough.apply(latent_weight, cls, shards)
 
-    @staticmethod
-    def layer_input(x: Tensor, eps: float) -> Tensor:
-        """Return what the product reads in place of the layer's input `x` [..., in_features]; `eps` is the norms'."""
-        return x
+    @classmethod
+    def activation(cls, place: Place, eps: float) -> nn.Module | None:
+        """Return the module that the values of one place of a block pass through, a new one for each; `eps` is the norms'.
+
+        It takes [B, ...] and returns the same shape and precision. It may own parameters of one dimension. None: the
+        values pass as they are.
+        """
+        return None
 
 
 class StraightThrough(torch.autograd.Function):
