@@ -56,11 +56,12 @@ def test_task_has_the_items_of_the_file_and_the_prompt_of_lm_eval(manager, tmp_p
     prompt = task.doc_to_text(rows[0])
     assert prompt.startswith(f"Passage: {rows[0]['context']}\nQuestion: {rows[0]['question']}\nChoices:\nA. ")
     assert task.doc_to_target(rows[0]) == "abcd".index(rows[0]["label"])
-    (before,) = _data_rows({"logiqa": task})
+    (before,) = _data_rows({"logiqa": task}, "logiqa/test.jsonl")
     rows[3]["question"] += "?"
     changed = write_rows(tmp_path / "other.jsonl", rows)
     (task,) = _load_task_of_file("logiqa", changed, manager, str(tmp_path / "cache"))["tasks"].values()
-    (after,) = _data_rows({"logiqa": task})
+    (after,) = _data_rows({"logiqa": task}, "logiqa/other.jsonl")
+    assert (before["split"], after["split"]) == ("test", "unknown")
     assert before["num_items"] == after["num_items"] == 5 and before["sha256"] != after["sha256"]
 
 
