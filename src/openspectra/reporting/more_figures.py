@@ -307,11 +307,11 @@ def _weight_panels(found: list[weights.Weights]) -> list[Drawing]:
                 color=colour_of("floatlm"),
                 marker="o",
                 ms=5,
-                label="histogram",
+                label="Shannon, 256 bins",
             )
             axes.plot(
                 sizes, [each.differential_bits for each in found], color=colour_of("floatlm"), marker="s", ms=5, ls="--",
-                label="of a Gaussian",
+                label="differential, Gaussian",
             )  # fmt: skip
             axes.set(title="Entropy", xlabel="Parameters (log scale)", ylabel="Bits per weight")
             log_x_axis(axes, scaled)
