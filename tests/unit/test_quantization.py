@@ -260,7 +260,7 @@ def packs(bits, size):
         return TorchLinear._validate(bits=bits, group_size=-1, sym=True, pack_dtype=torch.int32, in_features=size, out_features=size)[0]
     except Exception:
         return False
-print(json.dumps([TorchLinear.SUPPORTS_GROUP_SIZE, {{b: packs(b, {BLOCK} + 8) for b in (4, 6, 8)}}]))
+print(json.dumps([TorchLinear.SUPPORTS_GROUP_SIZE, {{b: packs(b, {BLOCK} + 8) for b in (2, 4, 5, 6, 7, 8)}}]))
 """
     environment = os.environ | {"TORCHAO_FORCE_SKIP_LOADING_SO_FILES": "1", "PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
