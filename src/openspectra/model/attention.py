@@ -25,21 +25,24 @@ def products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.bmm(_probabilities(q, k), v.flatten(0, 1)).unflatten(0, q.shape[:2])
 
 
-def attend_rounded(q: Tensor, k: Tensor, v: Tensor, activations: Mapping[str, nn.Module]) -> Tensor:
-    """Return attention whose queries, keys, values and probabilities pass through a family's modules.
+def attend_rounded(
+    q: Tensor, k: Tensor, v: Tensor, activations: Mapping[str, nn.Module], mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return attention whose queries, keys, values and probabilities pass through a family's modules, and the probabilities.
 
-    The probabilities have to exist, so no fused kernel can do it.
+    These have to exist, so no fused kernel can do it. `mask` is added to the scores [B * H, T, keys]; none: the causal one.
     """
     q, k, v = activations["query"](q), activations["key"](k), activations["value"](v)
-    probabilities = activations["probabilities"](_probabilities(q, k).unflatten(0, q.shape[:2]))
-    return torch.bmm(probabilities.flatten(0, 1), v.flatten(0, 1)).unflatten(0, q.shape[:2])
+    probabilities = activations["probabilities"](_probabilities(q, k, mask).unflatten(0, q.shape[:2]))
+    return torch.bmm(probabilities.flatten(0, 1), v.flatten(0, 1)).unflatten(0, q.shape[:2]), probabilities
 
 
-def _probabilities(q: Tensor, k: Tensor) -> Tensor:
-    """Return what every position gives to those before it and itself [B * H, T, T]."""
+def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return what every position gives to those it sees [B * H, T, keys]: without a mask those before it and itself."""
     length, width = q.shape[-2:]
-    mask_TT = q.new_full((length, length), -torch.inf).triu(1)
-    return torch.baddbmm(mask_TT, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=width**-0.5).softmax(dim=-1)
+    if mask is None:
+        mask = q.new_full((length, length), -torch.inf).triu(1)
+    return torch.baddbmm(mask, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=width**-0.5).softmax(dim=-1)
 
 
 FORMS = {"fused": fused, "products": products}

@@ -6,6 +6,7 @@ sequence, so that neither the micro batch nor the ranks change it.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -37,8 +38,8 @@ class BinaryTernary(Family):
         Ternary: alpha = 4/3 mean|W - mu|, states in {-1, 0, 1}, equally likely for a uniform W. Binary: alpha =
         mean|W - mu|, states in {-1, 1}.
         """
-        states, scales = _levels(*_normed(latent_weight, shards, cls.weight_bits), cls.weight_bits)
-        return states, scales
+        normed, scales = _normed(latent_weight, shards, cls.weight_bits)
+        return levels_of(normed, 1, True, cls.weight_bits == 1), scales
 
     @classmethod
     def effective_weight(cls, latent_weight: Tensor, shards: Shards) -> Tensor:
@@ -65,10 +66,11 @@ def _normed(latent_weight: Tensor, shards: Shards, bits: int) -> tuple[Tensor, T
     return centred / scales, scales
 
 
-def _levels(normed: Tensor, scales: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    if bits == 2:
-        return normed.clamp(-1, 1).round_(), scales
-    return torch.where(normed >= 0, 1.0, -1.0).to(normed.dtype), scales  # ASSUME: sign(0) is 1, as in BiLM
+def levels_of(ratio: Tensor, largest: int, is_signed: bool, is_binary: bool) -> Tensor:
+    """Return the integers that stand for weights or activations over their scale."""
+    if is_signed and is_binary:
+        return torch.where(ratio >= 0, 1.0, -1.0).to(ratio.dtype)  # ASSUME: sign(0) is 1, as in BiLM
+    return ratio.clamp(-largest if is_signed else 0, largest).round_()
 
 
 class MaskedStraightThrough(torch.autograd.Function):
@@ -78,7 +80,7 @@ class MaskedStraightThrough(torch.autograd.Function):
     def forward(ctx, latent_weight: Tensor, shards: Shards, bits: int) -> Tensor:
         normed, scales = _normed(latent_weight, shards, bits)
         ctx.save_for_backward((normed.abs() < 1).view(latent_weight.shape))
-        return _levels(normed, scales, bits)[0].mul_(scales).view(latent_weight.shape)
+        return levels_of(normed, 1, True, bits == 1).mul_(scales).view(latent_weight.shape)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -104,27 +106,22 @@ class LearnedLevels(nn.Module):
         """First alpha over mean|x|."""
         self.levels = (-1, 1) if is_signed and bits == 1 else tuple(range(-1 if is_signed else 0, self.largest + 1))
         self.first: Tensor | None = None
-        self.is_starting = False
-        self.shares: list[float] | None = None
-        self.is_counting = False
+        """Stands for alpha while first values are measured."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the level of every value of `x` [B, ...], in the precision of `x`."""
-        if self.is_starting:
-            self.first = self._first_alpha(x.detach())
-        alpha = self.first if self.is_starting else self.alpha
+        alpha = self.alpha if self.first is None else self.first
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        if self.is_counting:
-            self.shares = self._shares_of(wide, alpha)
         return Levels.apply(wide, alpha, self.largest, self.is_signed, self.is_binary).to(x.dtype)
 
-    def _shares_of(self, x: Tensor, alpha: Tensor) -> list[float]:
+    def shares_of(self, x: Tensor) -> list[float]:
         """Return the share of each level; of attention probabilities among those that the causal mask lets be."""
-        states = Levels.of(x / alpha.clamp(min=FLOOR), self.largest, self.is_signed, self.is_binary)
-        states = states if self.is_signed else states[x > 0]
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        states = levels_of(wide / self.alpha.clamp(min=FLOOR), self.largest, self.is_signed, self.is_binary)
+        states = states if self.is_signed else states[wide > 0]
         return [(states == level).double().mean().item() for level in self.levels]
 
-    def _first_alpha(self, x: Tensor) -> Tensor:
+    def first_alpha(self, x: Tensor) -> Tensor:
         """Return the first value [1] from `x`; of attention probabilities those that the causal mask lets be count."""
         total = x.abs().sum(dtype=torch.float64)
         count = x.numel() if self.is_signed else (x > 0).sum()
@@ -139,14 +136,7 @@ class Levels(torch.autograd.Function):
         alpha = alpha.clamp(min=FLOOR)
         ctx.save_for_backward(x, alpha)
         ctx.settings = largest, is_signed, is_binary
-        return Levels.of(x / alpha, largest, is_signed, is_binary).mul_(alpha)
-
-    @staticmethod
-    def of(ratio: Tensor, largest: int, is_signed: bool, is_binary: bool) -> Tensor:
-        """Return the integers that stand for x / alpha."""
-        if is_signed and is_binary:
-            return torch.where(ratio >= 0, 1.0, -1.0).to(ratio.dtype)
-        return ratio.clamp(-largest if is_signed else 0, largest).round_()
+        return levels_of(x / alpha, largest, is_signed, is_binary).mul_(alpha)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
@@ -154,7 +144,7 @@ class Levels(torch.autograd.Function):
         largest, is_signed, is_binary = ctx.settings
         ratio = x / alpha
         inside = (ratio >= (-largest if is_signed else 0)) & (ratio <= largest)
-        states = Levels.of(ratio, *ctx.settings)
+        states = levels_of(ratio, *ctx.settings)
         slope = states if is_signed and is_binary else torch.where(inside, states - ratio, states)
         per_sequence = x.numel() // len(x)
         scale = 1 / math.sqrt(per_sequence * largest)
@@ -195,30 +185,28 @@ def first_scales(model: nn.Module, input_ids: Tensor) -> dict[str, Tensor]:
 
     Each place reads what those before it give with their first values. Empty for families without learned scales.
     """
-    places = _learned(model)
+
+    def measure(place: LearnedLevels, inputs: tuple[Tensor]) -> None:
+        place.first = place.first_alpha(inputs[0])
+
+    places = _watch(model, input_ids, measure)
+    values = {name: place.first for name, place in places.items()}
     for place in places.values():
-        place.is_starting = True
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        if places:
-            model(input_ids)
-    for place in places.values():
-        place.is_starting = False
-    return {name: place.first for name, place in places.items()}
+        place.first = None
+    return values
 
 
 def measure_levels(model: nn.Module, input_ids: Tensor) -> list[dict[str, Any]]:
     """Return of every place with a learned scale the scale, each level's share on `input_ids` [B, T] and their entropy in bits."""
-    places = _learned(model)
-    for place in places.values():
-        place.is_counting = True
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        if places:
-            model(input_ids)
+    found: dict[LearnedLevels, list[float]] = {}
+
+    def count(place: LearnedLevels, inputs: tuple[Tensor]) -> None:
+        found[place] = place.shares_of(inputs[0])
+
     rows = []
-    for name, place in places.items():
-        place.is_counting = False
+    for name, place in _watch(model, input_ids, count).items():
         alpha = place.alpha.full_tensor() if hasattr(place.alpha, "full_tensor") else place.alpha
-        shares = dict(zip(place.levels, place.shares, strict=True))
+        shares = dict(zip(place.levels, found[place], strict=True))
         rows.append(
             {"place": name.replace(".activations", ""), "scale": alpha.item()}
             | {f"share_of_{level}": shares.get(level, 0.0) for level in (-1, 0, 1, 2)}
@@ -233,6 +221,22 @@ def set_scales(model: nn.Module, values: dict[str, Tensor]) -> None:
     for name, place in _learned(model).items():
         held = place.alpha.to_local() if hasattr(place.alpha, "to_local") else place.alpha
         held.copy_(values[name][: len(held)])
+
+
+def _watch(
+    model: nn.Module, input_ids: Tensor, watch: Callable[[LearnedLevels, tuple[Tensor]], None]
+) -> dict[str, LearnedLevels]:
+    """Let one pass, outside compiled blocks, call `watch` before each place with what it reads; return the places."""
+    places = _learned(model)
+    hooks = [place.register_forward_pre_hook(watch) for place in places.values()]
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            if places:
+                model(input_ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return places
 
 
 def _learned(model: nn.Module) -> dict[str, LearnedLevels]:

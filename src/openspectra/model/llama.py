@@ -93,7 +93,7 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in self.qkv(x_BTD))
         q, k = rotate(q, cos_TK, sin_TK), rotate(k, cos_TK, sin_TK)
-        out_BHTK = attend_rounded(q, k, v, self.activations) if self.rounds else self.attend(q, k, v)
+        out_BHTK = attend_rounded(q, k, v, self.activations)[0] if self.rounds else self.attend(q, k, v)
         (out_BTD,) = self.out(out_BHTK.transpose(1, 2).flatten(2))
         return out_BTD
 

@@ -5,12 +5,11 @@ Importing this module registers it with the Auto classes, under the model type `
 
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from openspectra.model.attention import INSIDE_ATTENTION
+from openspectra.model.attention import INSIDE_ATTENTION, attend_rounded
 from openspectra.model.families import load_family
 from openspectra.model.llama import activations_of
 
@@ -64,17 +63,13 @@ def _pass_through(activation: nn.Module):
 
 
 def rounded_attention(
-    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, scaling: float, **_
+    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, **_
 ) -> tuple[Tensor, Tensor]:
     """Return attention [B, T, H, K] that rounds queries, keys, values and probabilities, and the probabilities."""
-    rounded = module.activations
-    q, k, v = rounded["query"](q), rounded["key"](k), rounded["value"](v)
     mask = q.new_zeros(1) if attention_mask is None else attention_mask
     mask = mask.expand(*q.shape[:3], k.shape[2]).flatten(0, 1)
     # the very products of training: values near a rounding border fall on the same side
-    scores = torch.baddbmm(mask, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=scaling)
-    probabilities = rounded["probabilities"](scores.softmax(dim=-1).unflatten(0, q.shape[:2]))
-    out = torch.bmm(probabilities.flatten(0, 1), v.flatten(0, 1)).unflatten(0, q.shape[:2])
+    out, probabilities = attend_rounded(q, k, v, module.activations, mask)
     return out.transpose(1, 2).contiguous(), probabilities
 
 

@@ -24,14 +24,17 @@ class StepData(IterableDataset):
 
     def first_text(self) -> torch.Tensor:
         """Return the first sequences [at most 8, sequence_length] of the run, the same on every rank and in every world."""
-        count, length = min(FIRST_SEQUENCES, self.config.global_batch_size), self.config.sequence_length
-        indices = sequence_at(range(count), self.tokens.num_sequences(length), self.config.seed)
-        return torch.from_numpy(self.tokens.sequences(indices, length))[:, :-1]
+        return self._sequences(range(min(FIRST_SEQUENCES, self.config.global_batch_size)))[:, :-1]
+
+    def _sequences(self, numbers: range) -> torch.Tensor:
+        """Return sequences [numbers, sequence_length + 1] of the order by number."""
+        length = self.config.sequence_length
+        indices = sequence_at(numbers, self.tokens.num_sequences(length), self.config.seed)
+        return torch.from_numpy(self.tokens.sequences(indices, length))
 
     def __iter__(self):
-        config, num_sequences = self.config, self.tokens.num_sequences(self.config.sequence_length)
+        config = self.config
         micro = self.world.micro_batch_of(config.global_batch_size)
         first, last = (step * config.global_batch_size for step in (self.start_step, config.max_steps))
         for start in range(first + self.world.rank * micro, last, self.world.size * micro):
-            indices = sequence_at(range(start, start + micro), num_sequences, config.seed)
-            yield torch.from_numpy(self.tokens.sequences(indices, config.sequence_length))
+            yield self._sequences(range(start, start + micro))

@@ -89,7 +89,8 @@ class Pretraining(L.LightningModule):
 
     def on_train_start(self) -> None:
         if self.step == 0:
-            self._start_scales()
+            if self.llama.family.num_learned_scales:
+                self._start_scales()
             self.records.measure(self.step, self.llama)
         self.loss_sum = torch.zeros((), device=self.device)
         if self.world.size > 1 and not self.world.is_sharded:
@@ -177,7 +178,7 @@ class Pretraining(L.LightningModule):
         if last or self.step % config.valid_every_steps == 0:
             records.add_validation(self.step, self.validation_losses(), self.validation)
             records.measure(self.step, self.llama)
-            for row in self._levels():
+            for row in self._levels() if self.llama.family.num_learned_scales else ():
                 records.add("levels", self.step, row)
 
     def _stop_for(self, reason: str) -> None:
