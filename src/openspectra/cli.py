@@ -676,6 +676,9 @@ def step(
 @app.command()
 def schema() -> None:
     """Print the JSON schema of study files, for editors that complete and check them."""
+    from openspectra.config import Config
+
+    Config.model_config["use_attribute_docstrings"] = True  # nobody else pays for reading the sources of all classes
     from openspectra.study_file import StudyFile
 
     typer.echo(json.dumps(StudyFile.model_json_schema(), indent=2))

@@ -37,9 +37,7 @@ Text = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_one_
 class Config(BaseModel):
     """Base of every config: unknown keys, loose types, NaN and infinity are errors."""
 
-    model_config = ConfigDict(
-        extra="forbid", strict=True, allow_inf_nan=False, frozen=True, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True, defer_build=True)
 
 
 def describe_problems(source: str, error: ValidationError, model: type[BaseModel], data: Any = None) -> list[str]:

@@ -69,14 +69,22 @@ UP_TO["all"] = [*UP_TO["report"], f"{RESULTS}/tracking.json"]
 
 
 def one_of(names) -> str:
-    return "|".join(map(re.escape, names)) or "none"
+    """Return a pattern of some places, short by their common folders: `floatlm/(?:99M|190M)|trilm/(?:99M|190M)`."""
+    return any_of(map(re.escape, names))
 
 
 def checkpoints_of(models) -> str:
     """Return the pattern of the checkpoints of some models: `floatlm/99M@1000`, `quantlm/99M@1000-4bit`."""
     trained = {model: str(replace(ModelId.parse(model), bits=None, calibration=None)) for model in models}
-    found = [rf"{re.escape(name)}@\d+{re.escape(model.removeprefix(name))}" for model, name in trained.items()]
-    return "|".join(found) or "none"
+    return any_of(rf"{re.escape(name)}@\d+{re.escape(model.removeprefix(name))}" for model, name in trained.items())
+
+
+def any_of(patterns) -> str:
+    folders: dict[str, list[str]] = {}
+    for pattern in patterns:
+        folder, slash, last = pattern.rpartition("/")
+        folders.setdefault(folder + slash, []).append(last)
+    return "|".join(f"{folder}(?:{'|'.join(found)})" for folder, found in folders.items()) or "none"
 
 
 def of_one_job(models, wildcard: str) -> list[str]:
