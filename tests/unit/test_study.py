@@ -179,9 +179,9 @@ def test_sweep_plans_nothing_that_reads_the_test_split(monkeypatch):
 def test_demo_and_its_sweep_train_the_same_way(monkeypatch):
     monkeypatch.chdir(ROOT)
     demo, sweep = (load_study(ROOT / "studies" / f"{name}.yaml") for name in ("demo", "demo-rates"))
-    for model_id, run in demo.pretrained.items():
-        twin = sweep.pretrained[f"{model_id}+lr{rate_label(run.peak_lr)}"]
-        assert run.model_dump(exclude={"model_id"}) == twin.model_dump(exclude={"model_id"})
+    for model_id, recipe in demo.pretrained.items():
+        twin = sweep.pretrained[f"{model_id}+lr{rate_label(recipe.peak_lr)}"]
+        assert recipe.model_dump(exclude={"model_id"}) == twin.model_dump(exclude={"model_id"})
 
 
 @pytest.mark.parametrize(("rate", "label"), [(0.004, "4e-3"), (0.016, "1.6e-2"), (1.0, "1e0"), (0.00024, "2.4e-4")])

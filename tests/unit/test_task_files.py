@@ -10,8 +10,9 @@ from benchmark_hub import logiqa_row
 
 from openspectra.config import validate
 from openspectra.errors import ConfigError
+from openspectra.evaluation import harness
 from openspectra.evaluation.config import EvaluateConfig
-from openspectra.evaluation.harness import _data_rows, _load_task_of_file
+from openspectra.evaluation.harness import _data_rows, load_tasks
 
 SUITE = {"tasks": ["logiqa", "boolq"], "batch_size": 1, "dtype": "float16"}
 
@@ -47,25 +48,33 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def test_task_has_the_items_of_the_file_and_the_prompt_of_lm_eval(manager, tmp_path):
+@pytest.fixture
+def load(manager, tmp_path, monkeypatch):
+    """Return what loads a task with the items of a file of the test's folder."""
+    monkeypatch.setenv("OPENSPECTRA_DATA", str(tmp_path))
+    monkeypatch.setattr(harness, "task_manager", lambda *index: manager)
+    return lambda name, file: load_tasks([name], files={name: file})[name]["tasks"].values()
+
+
+def test_task_has_the_items_of_the_file_and_the_prompt_of_lm_eval(load, tmp_path):
     rng = random.Random(0)
     rows = [logiqa_row(rng, number) for number in range(5)]
-    path = write_rows(tmp_path / "test.jsonl", rows)
-    (task,) = _load_task_of_file("logiqa", path, manager, str(tmp_path / "cache"))["tasks"].values()
+    write_rows(tmp_path / "test.jsonl", rows)
+    (task,) = load("logiqa", "test.jsonl")
     assert list(task.eval_docs) == rows
     prompt = task.doc_to_text(rows[0])
     assert prompt.startswith(f"Passage: {rows[0]['context']}\nQuestion: {rows[0]['question']}\nChoices:\nA. ")
     assert task.doc_to_target(rows[0]) == "abcd".index(rows[0]["label"])
     (before,) = _data_rows({"logiqa": task}, "logiqa/test.jsonl")
     rows[3]["question"] += "?"
-    changed = write_rows(tmp_path / "other.jsonl", rows)
-    (task,) = _load_task_of_file("logiqa", changed, manager, str(tmp_path / "cache"))["tasks"].values()
+    write_rows(tmp_path / "test.jsonl", rows)  # in its place: a task is loaded once for each content
+    (task,) = load("logiqa", "test.jsonl")
     (after,) = _data_rows({"logiqa": task}, "logiqa/other.jsonl")
     assert (before["split"], after["split"]) == ("test", "unknown")
     assert before["num_items"] == after["num_items"] == 5 and before["sha256"] != after["sha256"]
 
 
-def test_what_is_no_file_of_items_is_one_line_with_its_path(manager, tmp_path):
+def test_what_is_no_file_of_items_is_one_line_with_its_path(load, tmp_path):
     (tmp_path / "broken.jsonl").write_text('{"context": "cut o')
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
     for name, file, message in (
@@ -75,5 +84,5 @@ def test_what_is_no_file_of_items_is_one_line_with_its_path(manager, tmp_path):
         ("mmlu_continuation", "broken.jsonl", "a group of tasks"),
     ):
         with pytest.raises(ConfigError) as caught:
-            _load_task_of_file(name, tmp_path / file, manager, str(tmp_path / "cache"))
+            load(name, file)
         assert message in str(caught.value) and "\n" not in str(caught.value)

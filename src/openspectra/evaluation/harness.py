@@ -13,9 +13,9 @@ import tempfile
 from functools import cache
 from pathlib import Path, PurePosixPath
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
-from openspectra.artifacts import Artifact, write_csv
+from openspectra.artifacts import Artifact, sha256_of, write_csv
 from openspectra.data.local_files import data_folder
 from openspectra.errors import ConfigError, DamagedArtifactError, OpenSpectraError
 from openspectra.evaluation.answers import Answers
@@ -60,7 +60,7 @@ class Evaluation:
         that is no number.
         """
         missing = {} if config.skip_missing else None
-        runs = load_tasks(config.tasks, self.tasks, config.files, missing)
+        runs = load_tasks(config.tasks, self.tasks, config.files, missing, config.num_fewshot)
         lm = self._language_model(config)
         scores = Scores(model_id=str(self.model.manifest.config.get("model_id", self.model.folder.name)))
         lm.answers = Answers(kept, self._identity(config))
@@ -108,49 +108,57 @@ def load_tasks(
     tasks: Artifact | None = None,
     files: TaskFiles | None = None,
     missing: dict[str, str] | None = None,
+    num_fewshot: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """Return lm-eval's loaded tasks and groups by name: those that `tasks` holds, else lm-eval's own.
 
     The items of the latter come from the file of the data folder that `files` gives, else from the cache of `datasets`.
 
-    Indexing the 13,000 tasks that come with lm-eval takes seconds, so that is done only where one of them is named, and
-    once in a process.
+    Indexing the 13,000 tasks that come with lm-eval takes seconds, so that is done only where one of them is named; it
+    and the loading of each task are done once in a process, whatever the number of models.
     Raises `ConfigError` for tasks nobody knows, `OpenSpectraError` for those whose data cannot be had, a line each; with
     `missing` they are left out, and the reasons are written there.
     """
     built = json.loads(tasks.file(TASK_TABLE).read_text(encoding="utf-8")) if tasks else {}
     include_defaults = not set(names) <= set(built)
-    manager = task_manager(tasks and (tasks.folder, tasks.sha256), include_defaults)
-    _require_known(names, manager.all_tasks)
+    index = Index(tasks and (tasks.folder, tasks.sha256), include_defaults)
+    _require_known(names, task_manager(*index).all_tasks)
     from datasets.exceptions import DatasetsError
 
     loaded, problems = {}, {}
-    with tempfile.TemporaryDirectory(prefix="openspectra-") as cache:
-        for name in names:
-            try:
-                if name in built:
-                    loaded[name] = _load_built_task(name, built[name]["num_items"], manager, tasks, cache)
-                elif name in (files or {}):
-                    loaded[name] = _load_task_of_file(name, data_folder() / files[name], manager, cache)
-                else:
-                    loaded[name] = manager.load(name)
-            except ConnectionError as error:
-                problems[name] = (
-                    f"evaluate.tasks: {name}: its data are not in the cache of `datasets` ({error}); "
-                    "run `snakemake prefetch` for this study once where there is a network."
-                )
-            except (RuntimeError, DatasetsError, OSError, ValueError) as error:
-                # a loading script, which `datasets` refuses; a data set that is not given to everybody; a part not fetched
-                reason = str(error).partition("\n")[0]
-                problems[name] = (
-                    f"evaluate.tasks: {name}: {reason}; give its items as a file, in `files` of the suite, "
-                    "or leave this task out of the study."
-                )
+    for name in names:
+        try:
+            if name in built:
+                loaded[name] = _load_built_task(name, built[name]["num_items"], num_fewshot, index)
+            elif name in (files or {}):
+                path = _file_of(name, data_folder() / files[name])
+                loaded[name] = _load_task_of_file(name, path, sha256_of(path), num_fewshot, index)
+            else:
+                loaded[name] = _load_own_task(name, num_fewshot, index)
+        except ConnectionError as error:
+            problems[name] = (
+                f"evaluate.tasks: {name}: its data are not in the cache of `datasets` ({error}); "
+                "run `snakemake prefetch` for this study once where there is a network."
+            )
+        except (RuntimeError, DatasetsError, OSError, ValueError) as error:
+            # a loading script, which `datasets` refuses; a data set that is not given to everybody; a part not fetched
+            reason = str(error).partition("\n")[0]
+            problems[name] = (
+                f"evaluate.tasks: {name}: {reason}; give its items as a file, in `files` of the suite, "
+                "or leave this task out of the study."
+            )
     if missing is not None:
         missing |= problems
     elif problems:
         raise OpenSpectraError(*problems.values())
     return loaded
+
+
+class Index(NamedTuple):
+    """What tells one index of tasks from another: folder and hash of the built ones, and whether lm-eval's own are in it."""
+
+    built: tuple[Path, str] | None
+    include_defaults: bool
 
 
 @cache
@@ -177,42 +185,69 @@ def _require_known(names: list[str], known: list[str]) -> None:
         raise ConfigError(problems)
 
 
-def _load_built_task(name: str, num_items: int, manager, tasks: Artifact, cache: str) -> dict[str, Any]:
-    """Return the loaded task, having read the very file of `tasks`, from any working directory.
+def _prepared(loaded: dict[str, Any], num_fewshot: int) -> dict[str, Any]:
+    """Return loaded tasks that show `num_fewshot` examples, but those that by their own config show none.
 
-    `datasets` knows a file it has seen by path and time alone; an empty `cache` makes it read the content.
+    Each prepares its items once: lm-eval does so at every look at them, for HellaSwag two seconds each time.
     """
-    entry, data_file = manager.task_index[name], tasks.file(f"{name}.jsonl")
-    source = {"data_files": {"test": str(data_file)}, "cache_dir": cache, "keep_in_memory": True}
-    loaded = manager.load({**entry.cfg, "dataset_kwargs": source})
-    if entry.yaml_path.parent != tasks.folder or len(loaded["tasks"][name].eval_docs) != num_items:
-        raise DamagedArtifactError(
-            f"{entry.yaml_path}: did not load the {num_items} items of {data_file}; rerun stage `tasks`."
-        )
+    for task in loaded["tasks"].values():
+        if task.get_config("num_fewshot") != 0:
+            task.set_config(key="num_fewshot", value=num_fewshot)
+        if task.config.process_docs:
+            task.config.process_docs = cache(task.config.process_docs)
     return loaded
 
 
-def _load_task_of_file(name: str, path: Path, manager, cache: str) -> dict[str, Any]:
-    """Return lm-eval's own task with the items of a file in place of those of its data set; all else is lm-eval's."""
+@cache
+def _load_own_task(name: str, num_fewshot: int, index: Index) -> dict[str, Any]:
+    return _prepared(task_manager(*index).load(name), num_fewshot)
+
+
+@cache
+def _load_built_task(name: str, num_items: int, num_fewshot: int, index: Index) -> dict[str, Any]:
+    """Return the loaded task, having read the very file of the folder of tasks, from any working directory.
+
+    `datasets` knows a file it has seen by path and time alone; an empty cache makes it read the content.
+    """
+    folder, _ = index.built
+    entry, data_file = task_manager(*index).task_index[name], folder / f"{name}.jsonl"
+    with tempfile.TemporaryDirectory(prefix="openspectra-") as empty:
+        source = {"data_files": {"test": str(data_file)}, "cache_dir": empty, "keep_in_memory": True}
+        loaded = task_manager(*index).load({**entry.cfg, "dataset_kwargs": source})
+    if entry.yaml_path.parent != folder or len(loaded["tasks"][name].eval_docs) != num_items:
+        raise DamagedArtifactError(
+            f"{entry.yaml_path}: did not load the {num_items} items of {data_file}; rerun stage `tasks`."
+        )
+    return _prepared(loaded, num_fewshot)
+
+
+def _file_of(name: str, path: Path) -> Path:
+    if not path.is_file():
+        raise ConfigError([f"evaluate.files.{name}: {path}: no such file; put it there or set OPENSPECTRA_DATA."])
+    return path
+
+
+@cache
+def _load_task_of_file(name: str, path: Path, sha256: str, num_fewshot: int, index: Index) -> dict[str, Any]:
+    """Return lm-eval's own task with the items of a file in place of those of its data set; all else is lm-eval's.
+
+    The hash tells one content of the file from another.
+    """
     from datasets.exceptions import DatasetsError
     from lm_eval.tasks._yaml_loader import load_yaml
 
+    manager = task_manager(*index)
     entry = manager.task_index[name]
     if entry.kind.name != "TASK":
         raise ConfigError(
             [f"evaluate.files.{name}: a group of tasks, not one of them; name its data sets' tasks singly."]
         )
-    if not path.is_file():
-        raise ConfigError([f"evaluate.files.{name}: {path}: no such file; put it there or set OPENSPECTRA_DATA."])
-    source = {
-        "dataset_path": FILE_READERS[path.suffix],
-        "dataset_name": None,
-        "dataset_kwargs": {"data_files": {"test": str(path)}, "cache_dir": cache, "keep_in_memory": True},
-        "test_split": "test",
-    }
+    source = {"dataset_path": FILE_READERS[path.suffix], "dataset_name": None, "test_split": "test"}
     others = dict.fromkeys(("training_split", "validation_split", "fewshot_split"))
     try:
-        return manager.load({**load_yaml(entry.yaml_path), **source, **others})
+        with tempfile.TemporaryDirectory(prefix="openspectra-") as empty:
+            source["dataset_kwargs"] = {"data_files": {"test": str(path)}, "cache_dir": empty, "keep_in_memory": True}
+            return _prepared(manager.load({**load_yaml(entry.yaml_path), **source, **others}), num_fewshot)
     except (DatasetsError, ValueError, KeyError) as error:
         reason = str(error.__cause__ or error).strip().partition("\n")[0]
         raise ConfigError(
@@ -283,9 +318,7 @@ def _run(config: EvaluateConfig, lm, run: dict[str, Any], model_id: str) -> dict
     from lm_eval.evaluator import evaluate as evaluate_tasks
 
     for task in run["tasks"].values():
-        if task.get_config("num_fewshot") != 0:
-            _require_examples(config, task)
-            task.set_config(key="num_fewshot", value=config.num_fewshot)
+        _require_examples(task)
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
     try:
         sample = _sample(config, run["tasks"])
@@ -297,11 +330,11 @@ def _run(config: EvaluateConfig, lm, run: dict[str, Any], model_id: str) -> dict
         ) from None
 
 
-def _require_examples(config: EvaluateConfig, task) -> None:
+def _require_examples(task) -> None:
     """Refuse examples from a split that no file was given for. What `files` give is zero-shot by its config."""
     split = task.config.test_split or task.config.validation_split
     _, _, absent = (task.dataset[split].info.description or "").partition(WITHOUT)
-    if config.num_fewshot and absent:
+    if task.get_config("num_fewshot") and absent:
         raise ConfigError(
             [
                 f"evaluate.num_fewshot: {task.config.task}: its data were laid out of files without {absent}; give that split "

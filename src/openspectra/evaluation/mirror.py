@@ -24,7 +24,12 @@ OTHER_NAMES = {
     "truthfulqa/generation": "truthfulqa_gen",
 }
 """Folders that are not called like a task, and a task that reads the same data set."""
-NUM_ITEMS = {task.name: task.num_items for task in TASKS.values()} | {"toxigen": 940, "copa": 100, "wikitext": 62}
+NUM_ITEMS = {task.name: task.num_items for task in TASKS.values()} | {
+    "toxigen": 940,
+    "copa": 100,
+    "wikitext": 62,
+    "bbq": 58_492,
+}
 """Items of the split that is scored, as the hub has it."""
 MMLU = "mmlu"
 

@@ -68,6 +68,9 @@ class Scores:
             metric, _, metric_filter = key.partition(",")
             if not metric_filter or metric.endswith("_stderr") or isinstance(value, str):
                 continue
+            if math.isnan(value):  # the items' own numbers are sound: a mean over none of them, as of a category of BBQ
+                logger.warning("%s: %s counts none of these items; left out", name, metric)
+                continue
             self._require_finite(name, metric, [value])
             rows.append(
                 {
@@ -156,11 +159,14 @@ def _stderr(task, metric: str, samples: list[Row]) -> float | None:
 
 
 def _chance(task, samples: list[Row]) -> float | None:
-    """Return the expected accuracy of guessing: the mean over items of what the item states, or of 1 / choices."""
+    """Return the expected accuracy of guessing: the mean over items of what the item states, or of 1 / choices.
+
+    None where the task has rules of its own for what is right: of BBQ's twelve choices ten say that nobody can know.
+    """
     if not samples:
         return None
     if all("chance" in sample["doc"] for sample in samples):
         return sum(sample["doc"]["chance"] for sample in samples) / len(samples)
-    if task.OUTPUT_TYPE == "multiple_choice":
+    if task.OUTPUT_TYPE == "multiple_choice" and not task.config.process_results:
         return sum(1 / len(task.doc_to_choice(sample["doc"])) for sample in samples) / len(samples)
     return None
