@@ -3,6 +3,7 @@
 `OPENSPECTRA_LAB=all` runs every trouble and layout, which takes long; without it the few that stand for the others.
 """
 
+import csv
 import json
 import os
 import shutil
@@ -44,10 +45,13 @@ def lab() -> Iterator[SlurmLab]:
         lab.stop()
 
 
-def workflow(lab: SlurmLab, project: Path, *arguments: str) -> subprocess.Popen:
-    """Start `snakemake --profile slurm` on the lab, its output in `output.txt`; it dies with this process."""
+def workflow(lab: SlurmLab, project: Path, *arguments: str, data: str = "") -> subprocess.Popen:
+    """Start `snakemake --profile slurm` on the lab, its output in `output.txt`; it dies with this process.
+
+    `data` is the folder of the files that the study names.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{lab.environment['PATH']}"
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OPENSPECTRA_DATA": ""}
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OPENSPECTRA_DATA": data}
     command = ["snakemake", "--profile", "slurm", "--profile", str(PROFILE), *arguments]
     with (project / "output.txt").open("w") as output:
         return subprocess.Popen(
@@ -86,6 +90,28 @@ def test_tiny_study_on_two_nodes_of_slurm_is_that_of_this_machine(lab, tiny, tmp
     assert hashes(cluster) == hashes(local)
     places = json.loads((cluster / TRILM / "run.json").read_text())["places"]
     assert [place["node"] for place in places] == ["node1", "node2"]
+
+
+@every_one
+@pytest.mark.skipif(not os.environ.get("OPENSPECTRA_DATA"), reason="OPENSPECTRA_DATA does not name the benchmarks")
+def test_paper_mini_in_four_layouts_reaches_its_report(lab, tmp_path):
+    """54 models from one command; about an hour on two cores, and the same command goes on where it was stopped."""
+    project, data = copy_project(tmp_path / "project"), os.environ["OPENSPECTRA_DATA"]
+    study = ("--config", "study=paper-mini", f"site={PROFILE}/layouts.yaml")
+    process = workflow(lab, project, "--jobs", "3", *study, data=data)
+    assert finish(process, project, 7200) == 0, output(project)
+    results = project / "results/paper-mini"
+    layouts = {(places[-1]["node"], len(places)) for places in (facts["places"] for facts in run_facts(results))}
+    assert layouts == {("node1", 1), ("node1", 2), ("node2", 2), ("node2", 4)}
+    with (project / "reports/paper-mini/conformance.csv").open(newline="") as file:
+        assert {row["verdict"] for row in csv.DictReader(file)} == {"not comparable"}
+    with (project / "reports/paper-mini/models.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 54
+
+
+def run_facts(results: Path) -> list[dict]:
+    paths = [path for family in ("floatlm", "trilm") for path in sorted(results.glob(f"{family}/*/run.json"))]
+    return [json.loads(path.read_text()) for path in paths]
 
 
 # A training in the lab, and what may happen to it

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from openspectra.tracking.sync import track
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOOKS = 5.0
+SECONDS_BETWEEN_ARTIFACTS = 60.0
+"""Between looks at all artifacts, which take the longer the more there are: seconds where there are hundreds."""
 SECONDS_AFTER_FAILURE = 60.0
 
 
@@ -43,15 +46,17 @@ class StudyFolder:
 
     def watch(self, uri: str | None, ended: threading.Event) -> None:
         """Bring MLflow up to date again and again while trainings go on, until `ended`. A store that is down is waited for."""
-        seen: tuple = (None, None)
+        seen, due = (None, None), 0.0
         while True:
             is_last = ended.wait(SECONDS_BETWEEN_LOOKS)
             try:
-                state = trainings, manifests = self._state()
-                if trainings and state != seen:
-                    # all artifacts once more when one is new, else the curves alone
-                    track([], self.name, uri, self.trainings) if manifests == seen[1] else self.sync(uri)
-                    seen = state
+                trainings, manifests = self._state()
+                if trainings and manifests != seen[1] and (is_last or time.monotonic() >= due):
+                    self.sync(uri)
+                    seen, due = (trainings, manifests), time.monotonic() + SECONDS_BETWEEN_ARTIFACTS
+                elif trainings and trainings != seen[0]:
+                    track([], self.name, uri, self.trainings)
+                    seen = trainings, seen[1]
             except (DamagedArtifactError, FileNotFoundError) as error:  # made anew just now, or seen to by the workflow
                 logger.info("%s", error)
             except OpenSpectraError as error:
