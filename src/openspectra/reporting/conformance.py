@@ -192,7 +192,8 @@ def _row(cell: dict, models: list[OurModel], errors: dict[str, float]) -> dict:
         return row | {"differs_in": "published value only"}
     ours = _nearest(cell, wanted, models)
     if ours is None:
-        return row | {"differs_in": f"family: no {wanted.kind} here"}
+        absent = f"variant: no {wanted.kind}+{wanted.variant}" if wanted.variant else f"family: no {wanted.kind}"
+        return row | {"differs_in": f"{absent} here"}
     value, differs = _value_and_differences(cell, wanted, ours)
     if reason := _never_compared(cell):
         differs.append(reason)
