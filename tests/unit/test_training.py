@@ -118,11 +118,18 @@ class At(L.Callback):
 
 
 def train(
-    settings: PretrainConfig, folder, *callbacks, interruption=None, trainer=None, world=WORLD, seconds=math.inf
+    settings: PretrainConfig,
+    folder,
+    *callbacks,
+    interruption=None,
+    trainer=None,
+    world=WORLD,
+    seconds=math.inf,
+    teacher=None,
 ) -> Pretraining:
     checkpoints = CheckpointFolder(folder, settings, {})
     checkpoints.prepare()
-    module = Pretraining(settings, RandomTokens(1), world, teacher_of(settings))
+    module = Pretraining(settings, RandomTokens(1), world, teacher or teacher_of(settings))
     saver = Checkpointing(checkpoints, interruption or Interruption(), seconds)
     saver.restore(module)
     trainer = trainer or build_trainer(settings, module.step, world, [saver, *callbacks])
