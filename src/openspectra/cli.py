@@ -274,6 +274,9 @@ def pretrain(
     train: Train,
     valid: Valid,
     tokenizer: Tokenizer,
+    teacher: Annotated[
+        Path | None, typer.Option("--teacher", help="Model artifact that a distilled run learns from, too.")
+    ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads of all processes on a machine.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, help="Machines that share the training.")] = 1,
     devices: Annotated[int, typer.Option(min=1, help="Processes on each of them: one per GPU.")] = 1,
@@ -305,12 +308,13 @@ def pretrain(
     with _session(log, world.rank), Interruption() as interruption:
         resolved = read_config(PretrainConfig, config)
         inputs = [open_artifact(train, "tokens"), open_artifact(valid, "tokens"), open_artifact(tokenizer, "tokenizer")]
+        taught_by = open_artifact(teacher, "pretrain") if teacher else None
         from openspectra.training.pretrain import pretrain as run
 
         show_bar = log is None and sys.stderr.isatty()
         order, *ordered = os.environ.get("OPENSPECTRA_TRAIN_ANEW", " ").split(" ")  # by the workflow's --forcerun
         order = uuid4().hex if fresh else order if resolved.model_id in ordered else None
-        run(resolved, *inputs, out, show_bar, order, world, interruption, 60 * state_minutes)
+        run(resolved, *inputs, out, show_bar, order, world, interruption, 60 * state_minutes, taught_by)
         logger.info("%s: done, in %s", resolved.model_id, out)
 
 

@@ -68,7 +68,12 @@ def read_run_facts(folder: Path) -> dict[str, Any]:
 
 def in_order(artifacts: Iterable[Artifact]) -> list[Artifact]:
     """Return artifacts with parents before children, then by name, whatever order they were given in."""
-    return sorted(artifacts, key=lambda artifact: (_rank(artifact.manifest.stage, STAGE_ORDER), artifact_id(artifact)))
+
+    def key(artifact: Artifact) -> tuple[int, bool, str]:
+        manifest = artifact.manifest
+        return _rank(manifest.stage, STAGE_ORDER), "teacher" in manifest.parents, artifact_id(artifact)
+
+    return sorted(artifacts, key=key)
 
 
 def kind_rank(kind: str) -> tuple[int, int]:

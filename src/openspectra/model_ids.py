@@ -10,6 +10,9 @@ _PATTERN = re.compile(
     r"(?:-(?P<bits>\d+)bit(?:-c(?P<calibration>\d+))?)?"
 )
 _SEED = re.compile(r"(^|-)seed\d+$")
+DISTILLED = "distilled"
+"""Part of the variant of a model that learned from a teacher too."""
+_DISTILLED = re.compile(rf"(^|-){DISTILLED}(?=-|$)")
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,16 @@ class ModelId:
 
     @property
     def float_parent(self) -> "ModelId":
-        """The FloatLM of the same size, variant and step: what a QuantLM is made from, and what every gap is to."""
-        return replace(self, family="floatlm", bits=None, calibration=None)
+        """The FloatLM of the same size, variant and step: what a QuantLM is made from, and what every gap is to.
+
+        FloatLMs are not distilled: that of `trilm/99M+distilled` is `floatlm/99M`.
+        """
+        return replace(self.undistilled, family="floatlm", bits=None, calibration=None)
+
+    @property
+    def undistilled(self) -> "ModelId":
+        """The same model without a teacher: `trilm/99M` for `trilm/99M+distilled`."""
+        return replace(self, variant=_DISTILLED.sub("", self.variant or "").removeprefix("-") or None)
 
     @property
     def first_seed(self) -> "ModelId":

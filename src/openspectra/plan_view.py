@@ -83,7 +83,8 @@ def _trainings(plan: StudyPlan, money: Callable[[float], str]) -> Table:
         if cost.job.rule == "pretrain_model":
             run, model = plan.study.recipes[cost.job.model_id], ModelId.parse(cost.job.model_id)
             layout = plan.resources.layout(cost.job.model_id)
-            key = (model.size, run.shape.num_parameters, f"{training_tokens(run):.3g}", layout)
+            size = f"{model.size} distilled" if run.distillation else model.size
+            key = (size, run.shape.num_parameters, f"{training_tokens(run):.3g}", layout)
             by_size.setdefault(key, []).append(cost)
     for (size, parameters, tokens, layout), costs in by_size.items():
         run = plan.study.recipes[costs[0].job.model_id]

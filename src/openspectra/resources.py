@@ -91,6 +91,8 @@ def gpu_bytes(run: PretrainConfig, ranks: int, strategy: Strategy, micro_batch: 
     gradients (8 bytes) of one block and of embedding and head. A block keeps for the backward pass 34 bytes per token
     and unit of width in half precision (Korthikanti et al. 2022, attention's square left out: it is fused), twice that
     in float32; recomputed, it keeps its input, and one block at a time is whole. Head and loss go in chunks of 512 tokens.
+    A teacher is whole on each GPU, in the precision of products, and has logits too; where hidden states are compared, its
+    streams and the differences in float32 are kept, 6 bytes per token, unit of width and block.
     """
     shape, is_half = run.shape, run.precision != "32-true"
     embeddings = 2 * shape.vocab_size * shape.hidden_size
@@ -102,15 +104,22 @@ def gpu_bytes(run: PretrainConfig, ranks: int, strategy: Strategy, micro_batch: 
     activations = 34 * width * shape.num_hidden_layers
     if recompute == "blocks":
         activations = 2 * width * shape.num_hidden_layers + 34 * width
-    return weights + activations + 3 * 4 * 512 * shape.vocab_size
+    logits = 3 * 4 * 512 * shape.vocab_size
+    if run.distillation:
+        weights += (2 if is_half else 4) * shape.num_parameters
+        logits += 2 * 4 * 512 * shape.vocab_size
+        activations += 6 * width * shape.num_hidden_layers * run.distillation.hidden_states
+    return weights + activations + logits
 
 
 def host_bytes(run: PretrainConfig, layout: Layout) -> float:
     """Return the memory of a node that a training on GPUs needs, in bytes.
 
-    Each rank builds the model in float32 before its GPU takes it: 4 bytes per parameter, beside the process.
+    Each rank builds the model in float32 before its GPU takes it, 4 bytes per parameter, and a teacher too, beside the
+    process.
     """
-    return layout.devices * (PROCESS_GB * GB + 4 * run.shape.num_parameters) + save_bytes(run, layout)
+    models = 1 + bool(run.distillation)
+    return layout.devices * (PROCESS_GB * GB + models * 4 * run.shape.num_parameters) + save_bytes(run, layout)
 
 
 def save_bytes(run: PretrainConfig, layout: Layout) -> float:

@@ -30,19 +30,20 @@ from openspectra.evaluation.config import BUILT_TASKS, SNIPPET_BYTES, Benchmarks
 from openspectra.export.config import ExportConfig, format_problem
 from openspectra.model.config import LlamaShape, ReleaseConfig
 from openspectra.model.size import bits_per_weight, counted_parameters, model_size_bits, padded_rows, parameters_of
-from openspectra.model_ids import QUANTLM, ModelId, rate_label, seed_label
+from openspectra.model_ids import DISTILLED, QUANTLM, ModelId, rate_label, seed_label
 from openspectra.quantization.config import BLOCK, BLOCK_BITS, GROUP_SIZES, MIN_CALIBRATION_LENGTH, QuantizeConfig
 from openspectra.reporting.config import ReportConfig
 from openspectra.strict_yaml import read_yaml
 from openspectra.study_file import (
     STUDY_NAME,
+    FamilyConfig,
     Intervention,
     PeakRates,
     RatesTable,
     SizeLabel,
     StudyFile,
 )
-from openspectra.training.config import CheckpointConfig, FamilyName, PretrainConfig
+from openspectra.training.config import CheckpointConfig, Distillation, FamilyName, PretrainConfig
 
 
 class Study(StudyFile):
@@ -82,16 +83,33 @@ class Study(StudyFile):
 
     @cached_property
     def recipes(self) -> dict[str, PretrainConfig]:
-        """Config of every pretraining run that families and sizes describe, also where none is trained."""
+        """Config of every pretraining run that families and sizes describe, also where none is trained; teachers first."""
+        configs = self._recipes({})
+        return configs | self._recipes(configs)
+
+    def _recipes(self, teachers: dict[str, PretrainConfig]) -> dict[str, PretrainConfig]:
+        """Return the configs of the runs that learn from `teachers`; without any, of all that learn from text alone."""
         configs = {}
         for (family, size), rates in self.rates.items():
-            interventions, seeds = self.families[family].interventions, self.seeds or [self.seed]
-            for rate, intervention, seed in itertools.product(rates, interventions, seeds):
+            recipe, seeds = self.families[family], self.seeds or [self.seed]
+            if teachers and size not in self.distilled_sizes(recipe):
+                continue
+            for rate, intervention, seed in itertools.product(rates, recipe.interventions, seeds):
                 labels = [f"lr{rate_label(rate)}"] * (len(rates) > 1) + [intervention] * (intervention != "both")
-                labels += [seed_label(seed)] * (seed != self.seed)
+                labels += [DISTILLED] * bool(teachers) + [seed_label(seed)] * (seed != self.seed)
                 model_id = str(ModelId(family, size, variant="-".join(labels) or None))
-                configs[model_id] = self._pretrain_config(model_id, family, size, rate, intervention, seed)
+                config = self._pretrain_config(model_id, family, size, rate, intervention, seed)
+                if teachers:
+                    twin = recipe.distillation.teacher, size, seed
+                    (teacher,) = (name for name, run in teachers.items() if _twin_of(name, run) == twin)
+                    section = Distillation(teacher=teacher, hidden_states=recipe.distillation.hidden_states)
+                    config = config.model_copy(update={"distillation": section})
+                configs[model_id] = config
         return configs
+
+    def distilled_sizes(self, recipe: FamilyConfig) -> list[str]:
+        """Return the sizes of a family that are trained with a teacher as well."""
+        return (recipe.distillation.sizes or list(self.sizes)) if recipe.distillation else []
 
     @cached_property
     def quantized(self) -> dict[str, QuantizeConfig]:
@@ -399,7 +417,7 @@ def load_study(path: Path) -> Study:
     Raises `ConfigError` with all problems found, each naming file, key, value and remedy.
     """
     study = validate(Study, _with_base(path), str(path))
-    problems = [*_shape_problems(study), *_engine_problems(study)]
+    problems = [*_shape_problems(study), *_engine_problems(study), *_distillation_problems(study)]
     if not problems:
         try:
             problems += _trajectory_problems(study)
@@ -493,6 +511,43 @@ def _engine_problems(study: Study) -> list[str]:
             f"has as many bytes; got {length}. Lengthen it, or leave the task out of evaluation.built_tasks.tasks."
         )
     return problems
+
+
+def _distillation_problems(study: Study) -> list[str]:
+    """Return which families have no teacher, or not one alone, at the sizes that are to be distilled."""
+    problems = []
+    for name, recipe in study.families.items():
+        section, key = recipe.distillation, f"families.{name}.distillation"
+        if section is None:
+            continue
+        if study.released:
+            problems.append(f"{key}: learning is training, and `released` weights are not trained; drop one of them.")
+        if name == section.teacher:
+            problems.append(f"{key}: {name} is the teacher, and learns from none; drop it.")
+        elif section.teacher not in study.families:
+            problems.append(f"{key}.teacher: {section.teacher} is not among `families`; add it.")
+        if unknown := sorted(set(study.distilled_sizes(recipe)) - set(study.sizes)):
+            problems.append(f"{key}.sizes: {', '.join(unknown)}: no row in `sizes` ({', '.join(study.sizes)}).")
+        teacher = study.families.get(section.teacher)
+        for size in study.distilled_sizes(recipe) if teacher and name != section.teacher else []:
+            if size in study.sizes and (number := _num_variants(teacher, size)) > 1:
+                problems.append(
+                    f"{key}: the teacher must be one model, and {section.teacher} of size {size} is {number}; give it one "
+                    "rate in `peak_lr` and one of `interventions`, or leave the size out of `sizes`."
+                )
+    return problems
+
+
+def _num_variants(recipe: FamilyConfig, size: str) -> int:
+    """Return how many runs of one seed a family has at a size."""
+    rates = recipe.peak_lr if isinstance(recipe.peak_lr, dict) else {}  # a table gives one
+    given = rates.get(size)
+    return (len(given) if isinstance(given, list) else 1) * len(recipe.interventions)
+
+
+def _twin_of(model_id: str, run: PretrainConfig) -> tuple[str, str, int]:
+    """Return family, size and seed of a run."""
+    return run.family, ModelId.parse(model_id).size, run.seed
 
 
 def _trajectory_problems(study: Study) -> list[str]:

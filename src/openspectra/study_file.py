@@ -52,6 +52,17 @@ class LrDrop(Config):
     """The lower peak: a rate per size, or one factor for all sizes."""
 
 
+class DistillationConfig(Config):
+    """A run more of each of some sizes, which learns from a finished model too (`trilm/0.4M+distilled`)."""
+
+    teacher: Literal["floatlm"] = "floatlm"
+    """Family of the teacher: the model of the same size, and seed, that this study trains."""
+    sizes: Annotated[list[SizeLabel], Field(min_length=1)] | None = None
+    """Sizes that are trained with a teacher as well as without; null: all."""
+    hidden_states: bool = False
+    """Whether the residual stream follows the teacher's after every block, beside the soft targets."""
+
+
 class FamilyConfig(Config):
     """The recipe of a family."""
 
@@ -67,6 +78,8 @@ class FamilyConfig(Config):
     """Share of the steps after which weight decay is off."""
     interventions: Annotated[list[Intervention], Field(min_length=1)] = ["both"]
     """Which of `lr_drop` and `weight_decay_stop_at` take place; several make one variant each (paper, ablation)."""
+    distillation: DistillationConfig | None = None
+    """Whether the family is trained with soft targets of its FloatLM twin as well (arXiv 2306.01841)."""
 
     @model_validator(mode="after")
     def _interventions_exist(self):

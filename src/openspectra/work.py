@@ -125,8 +125,12 @@ def bytes_per_token(study: Study) -> float:
 
 
 def training_flop(run: PretrainConfig) -> float:
-    """Return 6 N D: operations of a training, six per parameter and token; attention's products are not counted."""
-    return float(FLOPS_PER_PARAMETER * run.shape.num_parameters) * training_tokens(run)
+    """Return 6 N D: operations of a training, six per parameter and token; attention's products are not counted.
+
+    A teacher's forward pass, of as many parameters, is two more.
+    """
+    each = FLOPS_PER_PARAMETER + FORWARD * bool(run.distillation)
+    return float(each * run.shape.num_parameters) * training_tokens(run)
 
 
 def training_tokens(run: PretrainConfig) -> float:
@@ -162,6 +166,7 @@ def _job(study: Study, place: str, stage: str, of_stage: dict[str, tuple[str, ..
     rule = RULES[stage]
     if stage == "pretrain":
         run = study.pretrained[place]
+        after = (*after, run.distillation.teacher) if run.distillation else after
         flop = training_flop(run) + FORWARD * run.shape.num_parameters * validation_tokens(run)
         batches = math.ceil(run.max_steps * run.global_batch_size / 8)
         return Job(place, rule, after, place, flop, training_tokens(run), batches, disk_bytes=run_folder_bytes(run))

@@ -17,7 +17,7 @@ from openspectra.evaluation.config import EvaluateConfig, TasksConfig
 from openspectra.model.config import LlamaShape
 from openspectra.model_ids import ModelId
 from openspectra.quantization.config import QuantizeConfig
-from openspectra.training.config import CheckpointConfig, PretrainConfig
+from openspectra.training.config import CheckpointConfig, Distillation, PretrainConfig
 
 WIDTHS = {"0.4M": 64, "1.1M": 128, "2.6M": 256}
 PAPER_WIDTHS = {
@@ -98,6 +98,16 @@ class FakeStudy:
             lambda draft: draft.metrics.update(
                 **size_metrics(config.shape, BITS_PER_WEIGHT[config.family]), tokens_seen=step * config.tokens_per_step
             ),
+        )  # fmt: skip
+
+    def add_distilled(self, family: str, size: str) -> Artifact:
+        """Add a model that learned from the FloatLM of its size, too."""
+        teacher, model_id = f"floatlm/{size}", f"{family}/{size}+distilled"
+        section = Distillation(teacher=teacher, hidden_states=True)
+        return self.add(
+            model_id, "pretrain", pretrain_config(model_id).model_copy(update={"distillation": section}),
+            {"tokens_train": "tokens/train", "tokens_valid": "tokens/valid", "tokenizer": "tokenizer", "teacher": teacher},
+            lambda draft: self._fill_pretrained(draft, model_id, None, {}),
         )  # fmt: skip
 
     def add_quantized(self, size: str, bits: int, calibration_set: int = 0, step: int | None = None) -> Artifact:

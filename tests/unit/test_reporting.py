@@ -18,6 +18,8 @@ from openspectra.reporting.config import ReportConfig
 from openspectra.reporting.drawing import round_ticks
 from openspectra.reporting.load import load_results, read_table
 from openspectra.reporting.page import write_report
+from openspectra.reporting.statistics import document_losses
+from openspectra.reporting.tables import paired_gaps
 
 CONFIG = ReportConfig(study="made_up", title="<script>alert(1)</script> & more", seed=1, num_resamples=200)
 
@@ -161,6 +163,26 @@ def test_read_table_names_absent_column(tmp_path):
     path.write_text("task\ncloze\n")
     with pytest.raises(OpenSpectraError, match=r"scores\.csv: no column value; it has task"):
         read_table(path, ("task", "value"), text=("task",))
+
+
+def test_recipes_lineage_and_gaps_name_the_teacher(tmp_path):
+    study = FakeStudy(tmp_path)
+    study.add_data()
+    for model_id in ("floatlm/0.4M", "bilm/0.4M", "trilm/0.4M"):
+        study.add_pretrained(model_id)
+    study.add_distilled("bilm", "0.4M")
+    for model_id in ("floatlm/0.4M", "bilm/0.4M", "bilm/0.4M+distilled"):
+        study.add_evaluation(model_id)
+    results = load_results(list(study.artifacts.values()))
+    training = provenance.settings(results)[0]
+    teachers = dict(zip(training.columns, dict(training.rows)[provenance.TEACHER], strict=True))
+    assert teachers == {"FloatLM": "", "TriLM": "", "BiLM": "floatlm/0.4M, hidden states too"}
+    (row,) = (row for row in provenance.lineage(results.artifacts) if row.id == "bilm/0.4M+distilled")
+    assert ("teacher", "floatlm/0.4M", study.artifacts["floatlm/0.4M"].sha256[:12]) in row.parents
+    found = {str(gap.model.id): gap for gap in paired_gaps(results, document_losses(results.documents, 100, 1))}
+    assert str(found["bilm/0.4M+distilled"].baseline_id) == "floatlm/0.4M" and found["bilm/0.4M+distilled"].interval
+    without = load_results([each for name, each in study.artifacts.items() if "distilled" not in name])
+    assert provenance.TEACHER not in dict(provenance.settings(without)[0].rows)
 
 
 def test_settings_show_rates_by_size(tmp_path):

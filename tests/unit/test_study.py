@@ -220,6 +220,71 @@ def test_seeds_make_variants_that_differ_in_the_seed_of_training_alone(tmp_path)
         assert "`seeds` must hold `seed`, 1, and each seed once" in problems(changed(tmp_path, ("seeds", seeds)))
 
 
+def test_distillation_makes_a_variant_taught_by_the_twin_of_its_seed(tmp_path):
+    plain = load_study(TINY)
+    study = load_study(changed(tmp_path, ("families/trilm/distillation", {"hidden_states": True}), ("seeds", [1, 2])))
+    taught = {name: run.distillation for name, run in study.pretrained.items() if run.distillation}
+    assert {name: (section.teacher, section.hidden_states) for name, section in taught.items()} == {
+        "trilm/2L+distilled": ("floatlm/2L", True),
+        "trilm/2L+distilled-seed2": ("floatlm/2L+seed2", True),
+    }
+    assert list(study.pretrained)[-2:] == list(taught)  # after their teachers
+    run, twin = study.pretrained["trilm/2L+distilled"], study.pretrained["trilm/2L"]
+    assert run.summary == f"{twin.summary}, taught by floatlm/2L"
+    config = json.loads(run.model_dump_json())
+    assert config.pop("distillation") == {"teacher": "floatlm/2L", "hidden_states": True}
+    # without a teacher a config is, byte for byte, what it was before there was a choice
+    assert config == json.loads(twin.model_dump_json()) | {"model_id": "trilm/2L+distilled"}
+    assert twin.model_dump_json() == plain.pretrained["trilm/2L"].model_dump_json()
+    assert all(ModelId.parse(name).first_seed.variant is None for name in study.quantized)  # of the teachers alone
+
+    jobs = {job.name: job for job in jobs_of(study)}
+    job, other = jobs["trilm/2L+distilled"], jobs["trilm/2L"]
+    assert job.after == (*other.after, "floatlm/2L")
+    teacher = 2 * run.shape.num_parameters * run.max_steps * run.tokens_per_step
+    assert job.flop - other.flop == pytest.approx(teacher)
+    resources = StudyResources(study, None)
+    assert (
+        resources.needs("pretrain_model", "trilm/2L+distilled").mem_mb
+        > resources.needs("pretrain_model", "trilm/2L").mem_mb
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        (
+            {"floatlm/distillation": {}, "trilm/distillation": {"sizes": ["9L"]}},
+            [
+                "families.floatlm.distillation: floatlm is the teacher, and learns from none; drop it",
+                "families.trilm.distillation.sizes: 9L: no row in `sizes` (2L)",
+            ],
+        ),
+        (
+            {"trilm/distillation": {"sizes": ["2L"]}, "floatlm/peak_lr": {"2L": [4e-3, 8e-3]}},
+            [
+                "families.trilm.distillation: the teacher must be one model, and floatlm of size 2L is 2; give it one rate"
+            ],
+        ),
+        (
+            {"trilm/distillation": {"teacher": "bitnet"}},
+            ["distillation.teacher: input should be 'floatlm'; got 'bitnet'"],
+        ),
+        ({"trilm/distillation": {"size": ["2L"]}}, ["distillation.size: unknown key; did you mean `size"]),
+    ],
+)
+def test_distillation_without_one_teacher_is_refused(tmp_path, changes, messages):
+    text = problems(changed(tmp_path, *((f"families/{key}", value) for key, value in changes.items())))
+    assert len(text.splitlines()) == len(messages)
+    assert all(message in text for message in messages), text
+
+
+def test_distillation_needs_its_teacher_among_the_families(tmp_path):
+    recipe = read_yaml(TINY)["families"]["trilm"] | {"distillation": {}}
+    path = changed(tmp_path, ("families", {"trilm": recipe}), ("quantization", None))
+    assert "families.trilm.distillation.teacher: floatlm is not among `families`; add it" in problems(path)
+
+
 def test_checkpoints_are_evaluated_by_a_line(tmp_path):
     named = ["trilm/2L@8", "quantlm/2L@16-4bit"]
     study = load_study(changed(tmp_path, ("evaluation/checkpoints", named)))

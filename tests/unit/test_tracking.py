@@ -49,6 +49,20 @@ def test_track_logs_params_curves_and_lineage_of_a_model(study, store):
     assert run.info.start_time <= history[0].timestamp <= history[-1].timestamp == run.info.end_time
 
 
+def test_a_distilled_model_names_the_run_of_its_teacher(tmp_path, store):
+    study = FakeStudy(tmp_path / "results")
+    study.add_data()
+    for family in ("floatlm", "bilm"):  # whose name stands before its teacher's
+        study.add_pretrained(f"{family}/0.4M")
+    study.add_distilled("bilm", "0.4M")
+    run_ids = track(list(study.artifacts.values())[::-1], EXPERIMENT, store.uri)
+    taught, plain = store.run("bilm/0.4M+distilled").data, store.run("bilm/0.4M").data
+    assert taught.tags["parent.teacher"] == run_ids["floatlm/0.4M"] and "parent.teacher" not in plain.tags
+    assert taught.tags["variant"] == "distilled"
+    assert taught.params["distillation.teacher"] == "floatlm/0.4M"
+    assert "distillation" not in " ".join(plain.params)
+
+
 def test_track_logs_scores_and_small_files_but_no_weights(study, store):
     run_ids = track(list(study.artifacts.values()), EXPERIMENT, store.uri)
     run = store.run("quantlm/0.4M-4bit/held_out")

@@ -15,11 +15,12 @@ from torch.utils.data import DataLoader
 from openspectra.data.tokens import Span
 from openspectra.errors import ConfigError, DamagedArtifactError, Interrupted, OpenSpectraError
 from openspectra.model.config import LlamaShape
+from openspectra.model.distillation import Teacher
 from openspectra.model.families import load_family
 from openspectra.model.llama import Llama
 from openspectra.training.batches import StepData
 from openspectra.training.checkpoint import KEPT, CheckpointFolder
-from openspectra.training.config import PretrainConfig
+from openspectra.training.config import Distillation, PretrainConfig
 from openspectra.training.curves import Curves
 from openspectra.training.instruments import BIN_COLUMNS, Instruments
 from openspectra.training.interruption import Interruption
@@ -40,6 +41,18 @@ WORLD = World(micro_batch=2)  # two micro batches a step
 SHAPE = LlamaShape(
     vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, scales_per_matrix=2
 )
+
+
+TAUGHT = {"distillation": Distillation(teacher="floatlm/x", hidden_states=True)}
+
+
+def teacher_of(settings: PretrainConfig) -> Teacher | None:
+    """A FloatLM that has not learned, of another draw than the student's; None for a config without distillation."""
+    if not settings.distillation:
+        return None
+    llama = Llama(settings.shape, "floatlm")
+    llama.reset_parameters(seed=11)
+    return Teacher(llama, settings.distillation.hidden_states)
 
 
 def config(**changes) -> PretrainConfig:
@@ -105,11 +118,18 @@ class At(L.Callback):
 
 
 def train(
-    settings: PretrainConfig, folder, *callbacks, interruption=None, trainer=None, world=WORLD, seconds=math.inf
+    settings: PretrainConfig,
+    folder,
+    *callbacks,
+    interruption=None,
+    trainer=None,
+    world=WORLD,
+    seconds=math.inf,
+    teacher=None,
 ) -> Pretraining:
     checkpoints = CheckpointFolder(folder, settings, {})
     checkpoints.prepare()
-    module = Pretraining(settings, RandomTokens(1), world)
+    module = Pretraining(settings, RandomTokens(1), world, teacher or teacher_of(settings))
     saver = Checkpointing(checkpoints, interruption or Interruption(), seconds)
     saver.restore(module)
     trainer = trainer or build_trainer(settings, module.step, world, [saver, *callbacks])
@@ -142,13 +162,15 @@ def test_non_finite_loss_ends_the_run_before_the_update_and_again_after_resume(t
     assert all(torch.equal(a, b) for a, b in zip(weights(clean).values(), weights(straight).values(), strict=True))
 
 
-def test_interrupted_run_records_the_same_as_an_undisturbed_one(tmp_path):
-    straight = train(config(), tmp_path / "straight")
+@pytest.mark.parametrize("changes", [{}, TAUGHT, TAUGHT | {"precision": "bf16-mixed"}])
+def test_interrupted_run_records_the_same_as_an_undisturbed_one(tmp_path, changes):
+    settings = config(**changes)
+    straight = train(settings, tmp_path / "straight")
     interruption = Interruption()
     stop = At(6, lambda module: setattr(interruption, "requested", True))
-    first = train(config(), tmp_path / "stopped", stop, interruption=interruption)
+    first = train(settings, tmp_path / "stopped", stop, interruption=interruption)
     assert first.step == 7
-    second = train(config(), tmp_path / "stopped")
+    second = train(settings, tmp_path / "stopped")
     assert second.records.tables == straight.records.tables
     assert torch.equal(torch.stack(second.records.valid_losses), torch.stack(straight.records.valid_losses))
     for name, parameter in straight.llama.named_parameters():

@@ -210,11 +210,13 @@ def test_signal_at_a_random_moment_exits_75_and_resumes_bit_identical(tiny, nurs
 
 
 @pytest.mark.slow
-def test_compiled_blocks_are_bit_identical_in_other_processes_and_after_a_kill(tiny, nursery, tmp_path):
+@pytest.mark.parametrize("is_taught", [False, True])
+def test_compiled_blocks_are_bit_identical_in_other_processes_and_after_a_kill(tiny, nursery, tmp_path, is_taught):
+    changes, teacher = (TAUGHT, ("--teacher", str(tiny / "results/tiny/floatlm/2L"))) if is_taught else ({}, ())
     results = []
     for number in range(3):
         cache = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / f"cache{number % 2}")}  # the third finds the first's
-        run = Run(tiny, tmp_path / f"run{number}", environment=cache, more={"compiled": True})
+        run = Run(tiny, tmp_path / f"run{number}", "trilm/2L", changes, teacher, cache, {"compiled": True})
         if number:
             (pid,) = nursery.start(run.request())
             wait_for_state(run)
@@ -307,6 +309,7 @@ def test_worlds_read_the_same_text_and_learn_the_same(tiny, nursery, tmp_path, m
             assert at_start == [row["scale"] for row in first.rows("ternary") if row["step"] == "0"], name
 
 
+TAUGHT = {"distillation": {"teacher": "floatlm/2L", "hidden_states": True}}
 IN_HALF = [(4, "ddp"), (2, "fsdp2"), (4, "fsdp2")]
 IN_FULL = [(1, "ddp"), (2, "ddp"), (3, "ddp"), *IN_HALF]
 
@@ -316,10 +319,15 @@ IN_FULL = [(1, "ddp"), (2, "ddp"), (3, "ddp"), *IN_HALF]
     [(*layout, "32-true") for layout in IN_FULL]
     + [pytest.param(*layout, "16-mixed", marks=pytest.mark.slow) for layout in IN_HALF],
 )
-def test_killed_ranks_end_bit_identical(tiny, nursery, tmp_path, ranks, strategy, precision, family="trilm"):
+def test_killed_ranks_end_bit_identical(
+    tiny, nursery, tmp_path, ranks, strategy, precision, family="trilm", is_taught=False
+):
     changes = {"global_batch_size": 2 * ranks, "precision": precision, "max_steps": 24, "valid_sequences": 4}
     changes |= {"family": family}
     options = ("--devices", str(ranks), "--strategy", strategy, "--micro-batch", "1")
+    if is_taught:
+        changes |= TAUGHT
+        options += ("--teacher", str(tiny / "results/tiny/floatlm/2L"))
     results = []
     for name in ("straight", "killed"):
         run = Run(tiny, tmp_path / name, changes=changes, options=options, more={"initial_scale": 2.0**30})
@@ -348,6 +356,47 @@ def test_killed_ranks_of_learned_scales_end_bit_identical(tiny, nursery, tmp_pat
         weights = safe_open(tmp_path / name / "model/model.safetensors", "pt")
         scales = [weights.get_tensor(key) for key in weights.keys() if key.endswith(".alpha")]  # noqa: SIM118
         assert len(scales) == 16 and all(scale > 0 for scale in scales)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "strategy"),
+    [
+        (2, "fsdp2"),
+        pytest.param(1, "ddp", marks=pytest.mark.slow),
+        pytest.param(2, "ddp", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_ranks_with_a_teacher_end_bit_identical(tiny, nursery, tmp_path, ranks, strategy):
+    test_killed_ranks_end_bit_identical(tiny, nursery, tmp_path, ranks, strategy, "32-true", is_taught=True)
+    run, teacher = open_artifact(tmp_path / "killed/model"), open_artifact(tiny / "results/tiny/floatlm/2L")
+    assert run.manifest.parents["teacher"].sha256 == teacher.sha256
+    assert all(float(row["distillation_loss"]) > 0 for row in run.rows("train.csv"))
+    weights = safe_open(run.file("model.safetensors"), "pt")
+    assert set(weights.keys()) == set(safe_open(teacher.file("model.safetensors"), "pt").keys())
+    assert run.manifest.metrics["num_parameters"] == teacher.manifest.metrics["num_parameters"]
+
+
+def test_a_teacher_that_is_not_the_configs_is_refused(tiny, nursery, tmp_path):
+    results, taught = tiny / "results/tiny", TAUGHT | {"model_id": "trilm/2L+distilled"}
+    other = tmp_path / "other"
+    shutil.copytree(results / "tokenizer", other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps(manifest | {"metrics": {"vocab_size": 0}}))
+    cases = {
+        "none": (taught, (), "--teacher: trilm/2L+distilled learns from floatlm/2L, too; give its folder"),
+        "wrong": (taught, ("--teacher", str(results / "trilm/2L")), "trilm/2L is trilm/2L, from which"),
+        "unasked": ({}, ("--teacher", str(results / "floatlm/2L")), "leave the option out, or set `distillation`"),
+        "tokenizer": (
+            taught,
+            ("--teacher", str(results / "floatlm/2L"), "--tokenizer", str(other)),
+            "was trained with another tokenizer",
+        ),
+    }
+    runs = {name: Run(tiny, tmp_path / name, "trilm/2L", *case[:2]) for name, case in cases.items()}
+    nursery.start(*(run.request() for run in runs.values()))
+    assert nursery.wait() == [2] * len(runs)
+    for name, (_, _, message) in cases.items():
+        assert message in runs[name].output, name
 
 
 def test_each_rank_writes_its_part_of_a_state_that_any_world_continues(tiny, nursery, tmp_path):

@@ -125,6 +125,12 @@ def resolved_config(wildcards) -> str:
     return (known or STUDY.quantize_config(wildcards.path)).model_dump_json(indent=2)
 
 
+def teacher_of(wildcards) -> list[str]:
+    """Return the manifest of the model that a distilled training learns from; none of any other training."""
+    section = STUDY.pretrained[wildcards.pretrained].distillation
+    return [f"{RESULTS}/{section.teacher}/manifest.json"] if section else []
+
+
 def trained_run(wildcards) -> str:
     """Return the manifest of the run that a checkpoint comes from."""
     steps = STUDY.pretrained[wildcards.pretrained].checkpoint_steps

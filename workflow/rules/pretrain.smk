@@ -4,6 +4,7 @@ rule pretrain_model:
         train=f"{RESULTS}/tokens/train/manifest.json",
         valid=f"{RESULTS}/tokens/valid/manifest.json",
         tokenizer=f"{RESULTS}/tokenizer/manifest.json",
+        teacher=teacher_of,
     output:
         f"{RESULTS}/{{pretrained}}/manifest.json",
     log:
@@ -11,6 +12,7 @@ rule pretrain_model:
     params:
         stage_version=STAGE_VERSIONS["pretrain"],
         summary=describe_training,
+        teacher=lambda wildcards, input: [f"--teacher {path}" for path in input.teacher],
     threads: threads_of("pretrain_model")
     resources:
         **resources_of("pretrain_model"),
@@ -20,7 +22,7 @@ rule pretrain_model:
         "{wildcards.pretrained}: {params.summary}"
     shell:
         "openspectra pretrain --config {input.config} --train {input.train} --valid {input.valid}"
-        " --tokenizer {input.tokenizer} --threads {threads} --nodes {resources.nodes}"
+        " --tokenizer {input.tokenizer} {params.teacher} --threads {threads} --nodes {resources.nodes}"
         " --devices {resources.devices}"
         " --strategy {resources.strategy} --micro-batch {resources.micro_batch}"
         " --recompute {resources.recompute} --out $(dirname {output}) --log {log}"

@@ -10,6 +10,7 @@ mean square, the loss, 8-bit rounding and what becomes of a latent weight stay i
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,9 @@ from openspectra.model.families import load_family
 from openspectra.model.families.family import Family
 from openspectra.model.head_and_loss import mean_loss, token_losses
 from openspectra.model.shards import Shards, column_parallel, row_parallel
+
+if TYPE_CHECKING:
+    from openspectra.model.distillation import Lesson
 
 OUTPUT_LAYERS = ("o_proj.weight", "down_proj.weight")
 """Matrices that write to the residual stream, which an initialization may scale by depth."""
@@ -161,13 +165,16 @@ class Decoder(nn.Module):
         self.register_buffer("cos_TK", cos_TK, persistent=False)
         self.register_buffer("sin_TK", sin_TK, persistent=False)
 
-    def forward(self, input_ids_BT: Tensor) -> Tensor:
+    def forward(self, input_ids_BT: Tensor, streams: list[Tensor] | None = None) -> Tensor:
+        """Return what the head reads [B, T, D]; append to `streams` the residual stream after each block."""
         length = input_ids_BT.shape[1]
         x_BTD = self.embed_tokens(input_ids_BT)
         dtype = stream_dtype(x_BTD)
         x_BTD, cos_TK, sin_TK = (part.to(dtype) for part in (x_BTD, self.cos_TK[:length], self.sin_TK[:length]))
         for layer in self.layers:
             x_BTD = layer(x_BTD, cos_TK, sin_TK)
+            if streams is not None:
+                streams.append(x_BTD)
         return self.norm(x_BTD)
 
 
@@ -187,16 +194,25 @@ class Llama(nn.Module):
         self.model = Decoder(shape, self.family, attention)
         self.lm_head = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
 
-    def forward(self, input_ids_BT: Tensor, targets_BT: Tensor | None = None, reduction: str = "mean") -> Tensor:
+    def forward(
+        self,
+        input_ids_BT: Tensor,
+        targets_BT: Tensor | None = None,
+        reduction: str = "mean",
+        lesson: "Lesson | None" = None,
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         """Return logits [B, T, V] of the token that follows each position of `input_ids_BT` (integers [B, T]).
 
         With `targets_BT`, the tokens that do follow, return their cross entropy in nats instead: the mean, or [B, T]
-        without gradients for `reduction` "none".
+        without gradients for `reduction` "none". With a `lesson` on the batch return `Lesson.losses`.
         """
-        x_BTD = self.model(input_ids_BT)
+        streams = [] if lesson and lesson.streams else None
+        x_BTD = self.model(input_ids_BT, streams)
         if targets_BT is None:
             return self.lm_head(x_BTD)
         arguments = x_BTD.flatten(0, 1), self.lm_head.weight, targets_BT.flatten()
+        if lesson:
+            return lesson.losses(*arguments, streams)
         return mean_loss(*arguments) if reduction == "mean" else token_losses(*arguments).view_as(targets_BT)
 
     def set_attention(self, attention: AttentionForm) -> None:

@@ -1,6 +1,6 @@
 """Where the numbers come from: recipes, assumptions, lineage of artifacts, commits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from openspectra.artifacts import Artifact
@@ -31,6 +31,7 @@ TRAINING_SETTINGS = {
     "seed": "Seed",
 }
 """Rows of the table of recipes, with their units."""
+TEACHER = "Teacher of the distilled variant"
 RATES = ("peak_lr", "min_lr", "peak_lr_after_drop")
 QUANTIZATION_SETTINGS = {
     "bits": "Bits",
@@ -108,7 +109,7 @@ def settings(results: Results) -> list[SettingsTable]:
     trained = [model for model in made if model.id.family != QUANTLM]
     quantized = [model for model in made if model.id.family == QUANTLM]
     tables = [
-        _settings("Training", trained, TRAINING_SETTINGS),
+        _with_teachers(_settings("Training", trained, TRAINING_SETTINGS), results.models),
         _settings("Quantization (GPTQ)", quantized, QUANTIZATION_SETTINGS),
     ]
     return [table for table in tables if table.columns and table.rows]
@@ -121,6 +122,18 @@ def _settings(title: str, models: list[Model], names: dict[str, str]) -> Setting
     kinds = sorted(by_kind, key=kind_rank)
     rows = [(name, [_by_model(by_kind[kind], key) for kind in kinds]) for key, name in names.items()]
     return SettingsTable(title, [kind_label(kind) for kind in kinds], [row for row in rows if any(row[1])])
+
+
+def _with_teachers(table: SettingsTable, models: list[Model]) -> SettingsTable:
+    """Return the table of recipes with a row more where models of it were distilled."""
+    taught = [model for model in models if model.config.get("distillation") and model.id == model.id.first_seed]
+    if not taught:
+        return table
+    texts = {
+        kind_label(kind): _by_model([model for model in taught if model.id.kind == kind], "distillation")
+        for kind in dict.fromkeys(model.id.kind for model in taught)
+    }
+    return replace(table, rows=[*table.rows, (TEACHER, [texts.get(column, "") for column in table.columns])])
 
 
 def _by_model(models: list[Model], key: str) -> str:
@@ -139,6 +152,9 @@ def _setting(config: dict[str, Any], key: str) -> Any:
         return config["global_batch_size"] * config["sequence_length"]
     if key == "tokens" and "max_steps" in config:
         return config["max_steps"] * config["global_batch_size"] * config["sequence_length"]
+    if key == "distillation":
+        section = config["distillation"]
+        return section["teacher"] + (", hidden states too" if section["hidden_states"] else "")
     if key == "group_size" and config.get(key) == -1:
         return "whole row"
     return config.get(key)

@@ -23,6 +23,15 @@ LONGEST_PRODUCTS = 256
 instructions (1.23 x a whole step, not measured again in this repository: LOG.md)."""
 
 
+class Distillation(Config):
+    """What a run learns from beside the text (`model/distillation.py`)."""
+
+    teacher: str
+    """Id of the model whose probabilities are its soft targets."""
+    hidden_states: bool
+    """Whether its residual stream follows the teacher's after every block, too."""
+
+
 class PretrainConfig(Config):
     """One training run, everything resolved: architecture, recipe, order of text."""
 
@@ -62,6 +71,8 @@ class PretrainConfig(Config):
     log_every_steps: PositiveInt
     export_dtype: Literal["float32", "float16"]
     """Precision of the saved weights."""
+    distillation: Annotated[Distillation | None, Field(exclude_if=lambda value: value is None)] = None
+    """Left out where there is none, so that such runs are those that they were before there was a choice."""
 
     @property
     def tokens_per_step(self) -> int:
@@ -105,6 +116,7 @@ class PretrainConfig(Config):
         return (
             f"{self.shape.num_parameters:,} parameters, peak rate {rates}, {self.max_steps:,} steps of "
             f"{self.global_batch_size} x {self.sequence_length} = {self.tokens_per_step:,} tokens"
+            + (f", taught by {self.distillation.teacher}" if self.distillation else "")
         )
 
     @model_validator(mode="after")

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from openspectra.data.tokens import Tokens
 from openspectra.errors import OpenSpectraError
 from openspectra.model.binary_ternary import first_scales, measure_levels, set_scales
+from openspectra.model.distillation import Teacher
 from openspectra.model.llama import Llama
 from openspectra.training import recipe
 from openspectra.training.checkpoint import CheckpointFolder
@@ -46,16 +47,16 @@ class Pretraining(L.LightningModule):
     rule, and the run ends where no scale is left. A spike of the loss is recorded and changes nothing.
     """
 
-    def __init__(self, config: PretrainConfig, valid: Tokens, world: World):
+    def __init__(self, config: PretrainConfig, valid: Tokens, world: World, teacher: Teacher | None = None):
         super().__init__()
-        self.config, self.world = config, world
+        self.config, self.world, self.teacher = config, world, teacher
         self.validation = ValidationSample(valid, config.valid_sequences, config.sequence_length)
         self.attention = config.attention_form(device_kind())
         self.llama = Llama(config.shape, config.family, self.attention)
         self.llama.reset_parameters(config.seed)
         self.step = 0
         self.records = Records(config)
-        self.gradient_norm = self.step_loss = 0.0
+        self.gradient_norm = self.step_loss = self.step_distance = 0.0
 
     def configure_model(self) -> None:
         layers = self.llama.model.layers
@@ -88,27 +89,42 @@ class Pretraining(L.LightningModule):
         )
 
     def on_train_start(self) -> None:
+        if self.teacher:
+            self._seat_teacher()
         if self.step == 0:
             if self.llama.family.num_learned_scales:
                 self._start_scales()
             self.records.measure(self.step, self.llama)
-        self.loss_sum = torch.zeros((), device=self.device)
+        self.loss_sum, self.distance_sum = (torch.zeros((), device=self.device) for _ in range(2))
         if self.world.size > 1 and not self.world.is_sharded:
             self._lay_out_buckets()
 
     def training_step(self, batch: Tensor) -> Tensor:
-        loss = self.llama(batch[:, :-1], batch[:, 1:])
-        self.loss_sum += loss.detach()
+        input_ids, targets = batch[:, :-1], batch[:, 1:]
+        if self.teacher is None:
+            loss = self.llama(input_ids, targets)
+            self.loss_sum += loss.detach()
+            return loss
+        loss, cross_entropy, distance = self.llama(input_ids, targets, lesson=self.teacher(input_ids))
+        self.loss_sum += cross_entropy
+        self.distance_sum += distance
         return loss
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         norm = nn.utils.clip_grad_norm_(self.llama.parameters(), self.config.gradient_clip_norm)
         self.gradient_norm = (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item()
-        self.step_loss = self.world.mean(self.loss_sum / self.trainer.accumulate_grad_batches).item()
-        self.loss_sum.zero_()
+        self.step_loss = self._mean_of_step(self.loss_sum)
+        if self.teacher:
+            self.step_distance = self._mean_of_step(self.distance_sum)
         finite = math.isfinite(self.gradient_norm) and math.isfinite(self.step_loss)
         if not finite and not self.config.uses_loss_scaling:
             self._stop_for("loss is {loss}, gradient norm {norm} at step {step}; lower its peak rate.")
+
+    def _mean_of_step(self, total: Tensor) -> float:
+        """Return the mean of a loss over the passes of a step, on all ranks; its sum begins anew."""
+        mean = self.world.mean(total / self.trainer.accumulate_grad_batches).item()
+        total.zero_()
+        return mean
 
     def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None) -> None:
         records, matrices = self.records, optimizer.param_groups[0]
@@ -124,6 +140,14 @@ class Pretraining(L.LightningModule):
         records.min_loss_scale = min(records.min_loss_scale, self.loss_scale)
         self.step += 1
         self._record(matrices["lr"])
+
+    def _seat_teacher(self) -> None:
+        """Take the teacher to the device, in the precision that products have here anyway, its blocks as the student's."""
+        half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.config.precision)
+        self.teacher.llama.to(self.device, half).set_attention(self.attention)
+        if self.config.is_compiled:
+            for layer in self.teacher.llama.model.layers:
+                layer.compile()
 
     def _start_scales(self) -> None:
         """Let a family's learned scales begin with what the first text gives, outside compiled blocks, on all ranks alike."""
@@ -155,6 +179,7 @@ class Pretraining(L.LightningModule):
         self.trainer.strategy.training_step(tokens).backward()
         self.optimizers(use_pl_optimizer=False).zero_grad()
         self.loss_sum.zero_()
+        self.distance_sum.zero_()
 
     @property
     def loss_scaler(self) -> LossScaler | None:
@@ -171,7 +196,7 @@ class Pretraining(L.LightningModule):
 
     def _record(self, lr: float) -> None:
         config, records, last = self.config, self.records, self.step == self.config.max_steps
-        if records.add_loss(self.step, self.step_loss):
+        if records.add_loss(self.step, self.step_loss, self.step_distance):
             logger.warning("%s: loss spike at step %d: %.3f", config.model_id, self.step, self.step_loss)
         if last or self.step % config.log_every_steps == 0:
             records.add_train_row(self.step, lr, self.gradient_norm, self.loss_scale)

@@ -10,13 +10,16 @@ import lightning.pytorch as L
 import numpy as np
 import torch
 from lightning.pytorch.plugins import MixedPrecision
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from openspectra.artifacts import Artifact, write_artifact, write_csv
 from openspectra.data.tokens import Tokens
 from openspectra.errors import ConfigError, Interrupted, OpenSpectraError
 from openspectra.memory import keep_freed_memory
-from openspectra.model.hugging_face import save_model
+from openspectra.model.config import LlamaShape
+from openspectra.model.distillation import Teacher
+from openspectra.model.hugging_face import WEIGHTS, save_model
 from openspectra.model.llama import Llama
 from openspectra.training.batches import StepData
 from openspectra.training.checkpoint import CheckpointFolder
@@ -33,6 +36,8 @@ from openspectra.training.world import World
 from openspectra.writing import only_writer
 
 logger = logging.getLogger(__name__)
+TWIN_KEYS = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings")
+"""What of its shape a teacher shares with the student."""
 
 
 def pretrain(
@@ -46,6 +51,7 @@ def pretrain(
     world: World,
     interruption: Interruption,
     state_seconds: float = math.inf,
+    teacher: Artifact | None = None,
 ) -> None:
     """Train one model to its last step and publish it in `out`; continue where an interrupted run stopped.
 
@@ -55,7 +61,8 @@ def pretrain(
     """
     started = time.time()
     parents = {"tokens_train": train, "tokens_valid": valid, "tokenizer": tokenizer}
-    _check(config, train, valid, world)
+    parents |= {"teacher": teacher} if teacher else {}
+    _check(config, train, valid, world, _teacher_problem(config, tokenizer, teacher))
     checkpoints = CheckpointFolder(out, config, parents)
     keep_freed_memory()
     world.start()
@@ -106,7 +113,8 @@ def _train(
     state_seconds: float = math.inf,
 ) -> tuple[Pretraining, Llama | None]:
     """Return the run at its last step, and on rank 0 its model with all weights."""
-    module = Pretraining(config, Tokens(parents["tokens_valid"]), world)
+    teacher = load_teacher(config, parents["teacher"]) if config.distillation else None
+    module = Pretraining(config, Tokens(parents["tokens_valid"]), world, teacher)
     checkpointing = Checkpointing(checkpoints, interruption, state_seconds)
     checkpointing.restore(module)
     if module.step:
@@ -127,6 +135,14 @@ def _train(
         done = f"stopped at step {module.step}, state saved" if module.step else "stopped before its first step"
         raise Interrupted(f"{config.model_id}: {done}; the same command continues.", step=module.step)
     raise OpenSpectraError(f"{config.model_id}: ended at step {module.step} of {config.max_steps}; run it again.")
+
+
+def load_teacher(config: PretrainConfig, artifact: Artifact) -> Teacher:
+    """Return the teacher of a run, on the CPU."""
+    shape = LlamaShape.model_validate(artifact.manifest.config["shape"])
+    llama = Llama(shape, artifact.manifest.config["family"])
+    llama.load_latent_weights(load_file(artifact.file(WEIGHTS)))
+    return Teacher(llama, config.distillation.hidden_states)
 
 
 def build_trainer(config: PretrainConfig, step: int, world: World, callbacks: list[L.Callback]) -> L.Trainer:
@@ -175,13 +191,31 @@ def _save_records(module: Pretraining, folder: Path) -> dict[str, Any]:
     }
 
 
-def _check(config: PretrainConfig, train: Artifact, valid: Artifact, world: World) -> None:
+def _teacher_problem(config: PretrainConfig, tokenizer: Artifact, teacher: Artifact | None) -> str | None:
+    """Return why a teacher, or none, is not what the config asks for."""
+    wanted = config.distillation.teacher if config.distillation else None
+    if teacher is None:
+        return f"--teacher: {config.model_id} learns from {wanted}, too; give its folder." if wanted else None
+    manifest = teacher.manifest
+    found = manifest.config["model_id"]
+    if found != wanted:
+        remedy = f"give {wanted}" if wanted else "leave the option out, or set `distillation` in the study"
+        return f"--teacher: {teacher.folder} is {found}, from which {config.model_id} does not learn; {remedy}."
+    if manifest.parents["tokenizer"].sha256 != tokenizer.sha256:
+        return f"--teacher: {teacher.folder} was trained with another tokenizer than {tokenizer.folder}; train it anew."
+    own, shape = config.shape.model_dump(), manifest.config["shape"]
+    differing = [f"{key} {own[key]} and {shape[key]}" for key in TWIN_KEYS if own[key] != shape[key]]
+    return f"--teacher: {teacher.folder} is no twin: {', '.join(differing)}; train it anew." if differing else None
+
+
+def _check(config: PretrainConfig, train: Artifact, valid: Artifact, world: World, of_teacher: str | None) -> None:
     """Refuse what cannot be trained, and a test split: nothing chosen may depend on what results come from."""
     problems = [
         f"--{role}: {artifact.folder} holds split `{artifact.manifest.config['split']}`; give the {role} split."
         for role, artifact in (("train", train), ("valid", valid))
         if artifact.manifest.config["split"] != role
     ]
+    problems += [of_teacher] if of_teacher else []
     try:
         world.micro_batch_of(config.global_batch_size)
     except ConfigError as error:

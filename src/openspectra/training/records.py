@@ -30,6 +30,7 @@ class Records:
         self.tables: dict[str, list[Row]] = {name: [] for name in TABLES}
         self.valid_losses: list[Tensor] = []  # nats per token of each validation sequence, one tensor a validation
         self.losses: list[float] = []  # of the steps since the last row of `train`
+        self.distances: list[float] = []  # the same of the distance to a teacher
         self.spikes, self.instruments = Spikes(), Instruments()
         self.skipped_steps = 0
         self.min_loss_scale = math.inf
@@ -42,11 +43,13 @@ class Records:
         for listener in self.listeners:
             listener(table, placed)
 
-    def add_loss(self, step: int, loss: float) -> bool:
-        """Take the loss of one step, in nats; return whether it is a spike."""
+    def add_loss(self, step: int, loss: float, distance: float = 0.0) -> bool:
+        """Take the loss of one step, in nats, and its distance to a teacher; return whether the loss is a spike."""
         if not math.isfinite(loss):  # the loss scaler has left this step out
             return False
         self.losses.append(loss)
+        if self.config.distillation:
+            self.distances.append(distance)
         spike = self.spikes.observe(loss)
         if spike:
             self.add("spikes", step, {"train_loss": loss} | spike)
@@ -54,12 +57,13 @@ class Records:
 
     def add_train_row(self, step: int, learning_rate: float, gradient_norm: float, loss_scale: float) -> None:
         """Append to `train`, with the mean of the losses since the row before."""
-        loss = sum(self.losses) / len(self.losses) if self.losses else math.nan
-        row = {"train_loss": loss, "learning_rate": learning_rate, "gradient_norm": gradient_norm}
+        row = {"train_loss": _mean(self.losses), "learning_rate": learning_rate, "gradient_norm": gradient_norm}
         if self.config.uses_loss_scaling:
             row |= {"loss_scale": loss_scale, "skipped_steps": self.skipped_steps}
+        if self.config.distillation:
+            row |= {"distillation_loss": _mean(self.distances)}
         self.add("train", step, row)
-        self.losses = []
+        self.losses, self.distances = [], []
 
     def add_validation(self, step: int, sums_SK: Tensor, sample: ValidationSample) -> None:
         """Take the loss of each validation sequence by source, in nats summed over its tokens [S, K].
@@ -90,6 +94,7 @@ class Records:
             "states": self.instruments.states,
             "skipped_steps": self.skipped_steps,
             "min_loss_scale": self.min_loss_scale,
+            **({"distances": self.distances} if self.config.distillation else {}),
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -98,3 +103,8 @@ class Records:
         self.valid_losses, self.losses = state["valid_losses"], state["losses"]
         self.spikes, self.instruments = Spikes(state["spike_window"]), Instruments(state["states"])
         self.skipped_steps, self.min_loss_scale = state["skipped_steps"], state["min_loss_scale"]
+        self.distances = state["distances"] if self.config.distillation else []
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
