@@ -142,13 +142,18 @@ def test_non_finite_loss_ends_the_run_before_the_update_and_again_after_resume(t
     assert all(torch.equal(a, b) for a, b in zip(weights(clean).values(), weights(straight).values(), strict=True))
 
 
-def test_interrupted_run_records_the_same_as_an_undisturbed_one(tmp_path):
-    straight = train(config(), tmp_path / "straight")
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"family": "tbt_w2a2", "shape": SHAPE.model_copy(update={"quantized_embedding": True})}],
+    ids=["trilm", "quantized embedding"],
+)
+def test_interrupted_run_records_the_same_as_an_undisturbed_one(tmp_path, changes):
+    straight = train(config(**changes), tmp_path / "straight")
     interruption = Interruption()
     stop = At(6, lambda module: setattr(interruption, "requested", True))
-    first = train(config(), tmp_path / "stopped", stop, interruption=interruption)
+    first = train(config(**changes), tmp_path / "stopped", stop, interruption=interruption)
     assert first.step == 7
-    second = train(config(), tmp_path / "stopped")
+    second = train(config(**changes), tmp_path / "stopped")
     assert second.records.tables == straight.records.tables
     assert torch.equal(torch.stack(second.records.valid_losses), torch.stack(straight.records.valid_losses))
     for name, parameter in straight.llama.named_parameters():

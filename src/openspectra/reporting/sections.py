@@ -157,6 +157,11 @@ def models_section(
     notes = []
     if num_parts := int(results.scores["is_part"].sum()):
         notes.append(f"Not in this table: {num_parts:,} scores of the parts of task groups; they stand in scores.csv.")
+    embedded = [str(model.id) for model in results.models if model.config.get("shape", {}).get("quantized_embedding")]
+    if embedded:
+        notes.append(
+            f"Embedding quantized too, and counted at the bits of the family with 16 for the scale of each row: {', '.join(embedded)}."
+        )
     return Section(
         "models",
         "All models",
