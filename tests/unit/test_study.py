@@ -214,10 +214,9 @@ def test_schedule_ablation_is_a_switch(tmp_path):
 
 
 def test_a_quantized_embedding_is_a_switch_that_no_other_config_knows(tmp_path):
-    recipe = read_yaml(TINY)["families"]["floatlm"]
-    study = load_study(
-        changed(tmp_path, ("families/tbt_w1a1", recipe | {"quantized_embedding": True}), ("families/tbt_w1a8", recipe))
-    )
+    on, off = (read_yaml(TINY)["families"]["floatlm"] for _ in range(2))
+    on["quantized_embedding"] = True
+    study = load_study(changed(tmp_path, ("families/tbt_w1a1", on), ("families/tbt_w1a8", off)))
     on, off = (study.pretrained[f"tbt_{family}/2L"] for family in ("w1a1", "w1a8"))
     assert on.shape == off.shape.model_copy(update={"quantized_embedding": True})
     written = [json.loads(run.model_dump_json())["shape"] for run in (on, off)]
