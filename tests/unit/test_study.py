@@ -223,9 +223,8 @@ def test_a_quantized_embedding_is_a_switch_that_no_other_config_knows(tmp_path):
     assert written[0] == written[1] | {"quantized_embedding": True} and "quantized_embedding" not in written[1]
     assert on == type(on).model_validate_json(on.model_dump_json())
     learned = study.sizes_in_bits["tbt_w1a1/2L"] - study.sizes_in_bits["tbt_w1a8/2L"]
-    assert learned == pytest.approx(
-        16 * 2 * 8 - 512 * 128 * 15 + 512 * 16
-    )  # scales of activations, embedding, scales of rows
+    activations, embedding, rows = 16 * 2 * 8, 512 * 128 * (1 - 16), 16 * 512
+    assert learned == pytest.approx(activations + embedding + rows)
 
 
 def test_seeds_make_variants_that_differ_in_the_seed_of_training_alone(tmp_path):
