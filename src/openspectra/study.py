@@ -29,7 +29,15 @@ from openspectra.errors import ConfigError
 from openspectra.evaluation.config import BUILT_TASKS, SNIPPET_BYTES, BenchmarksConfig
 from openspectra.export.config import ExportConfig, format_problem
 from openspectra.model.config import LlamaShape, ReleaseConfig
-from openspectra.model.size import bits_per_weight, counted_parameters, model_size_bits, padded_rows, parameters_of
+from openspectra.model.families import FAMILY_NAMES, load_family
+from openspectra.model.size import (
+    bits_per_weight,
+    counted_parameters,
+    model_size_bits,
+    padded_rows,
+    parameters_of,
+    quantized_embedding,
+)
 from openspectra.model_ids import DISTILLED, QUANTLM, ModelId, rate_label, seed_label
 from openspectra.quantization.config import BLOCK, BLOCK_BITS, GROUP_SIZES, MIN_CALIBRATION_LENGTH, QuantizeConfig
 from openspectra.reporting.config import ReportConfig
@@ -368,7 +376,9 @@ class Study(StudyFile):
         shape = self.recipes[str(trained)].shape
         counted = counted_parameters(parameters_of(shape, trained.family), shape, self.tokenizer.vocab_size)
         group_size = self.quantization.group_size[model.bits] if model.bits else None
-        return model_size_bits(shape.num_linear_parameters, counted, bits_per_weight(model.kind, group_size))
+        width = bits_per_weight(model.kind, group_size)
+        embedding = quantized_embedding(shape, self.tokenizer.vocab_size)
+        return model_size_bits(shape.num_linear_parameters, counted, width, *embedding)
 
     def _pretrain_config(
         self, model_id: str, family: FamilyName, size: SizeLabel, rate: float, intervention: Intervention, seed: int
@@ -385,6 +395,7 @@ class Study(StudyFile):
                 max_position_embeddings=training.sequence_length,
                 initialization=training.initialization,
                 initializer_range=training.initializer_range,
+                quantized_embedding=recipe.quantized_embedding,
                 **row.model_dump(),
             ),
             seed=seed,
@@ -417,7 +428,8 @@ def load_study(path: Path) -> Study:
     Raises `ConfigError` with all problems found, each naming file, key, value and remedy.
     """
     study = validate(Study, _with_base(path), str(path))
-    problems = [*_shape_problems(study), *_engine_problems(study), *_distillation_problems(study)]
+    problems = [*_shape_problems(study), *_embedding_problems(study)]
+    problems += [*_engine_problems(study), *_distillation_problems(study)]
     if not problems:
         try:
             problems += _trajectory_problems(study)
@@ -472,6 +484,17 @@ def _shape_problems(study: Study) -> list[str]:
             if width % row.scales_per_matrix
         ]
     return problems
+
+
+def _embedding_problems(study: Study) -> list[str]:
+    """Return which families are to quantize their embedding and have no rule for it. Loads torch where any is."""
+    asked = [name for name, family in study.families.items() if family.quantized_embedding]
+    return [
+        f"families.{name}.quantized_embedding: {name} has no rule for an embedding; got true. Drop it; these have one: "
+        f"{', '.join(other for other in FAMILY_NAMES if load_family(other).quantizes_embedding)}."
+        for name in asked
+        if not load_family(name).quantizes_embedding
+    ]
 
 
 def _engine_problems(study: Study) -> list[str]:

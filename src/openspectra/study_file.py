@@ -76,6 +76,9 @@ class FamilyConfig(Config):
     weight_decay: Fraction
     weight_decay_stop_at: Fraction | None = None
     """Share of the steps after which weight decay is off."""
+    quantized_embedding: bool = False
+    """Whether the embedding is rounded by the family's rule for weights, each row with a scale of its own, and counted so;
+    for families that have such a rule (`tbt_*`)."""
     interventions: Annotated[list[Intervention], Field(min_length=1)] = ["both"]
     """Which of `lr_drop` and `weight_decay_stop_at` take place; several make one variant each (paper, ablation)."""
     distillation: DistillationConfig | None = None

@@ -17,8 +17,8 @@ from openspectra.model.binary_ternary import (
 )
 from openspectra.model.config import LlamaShape
 from openspectra.model.families import FAMILY_NAMES, load_family
-from openspectra.model.llama import Llama
-from openspectra.model.shards import row_parallel
+from openspectra.model.llama import Llama, QuantizedEmbedding
+from openspectra.model.shards import by_row, row_parallel
 
 LEARNED = [name for name in FAMILY_NAMES if name.endswith(("a1", "a2"))]
 SHAPE = LlamaShape(
@@ -50,6 +50,49 @@ def test_weights_equal_numpy(bits):
     effective.backward(torch.from_numpy(grad))
     assert np.abs(effective.detach().numpy() - expected).max() < 1e-12
     assert np.array_equal(latent.grad.numpy(), grad * inside) and 0.05 < 1 - inside.mean() < 0.6
+
+
+@pytest.mark.parametrize("bits", [1, 2])
+def test_a_quantized_embedding_equals_numpy_row_by_row(bits):
+    """Forward, backward and states; a row that is looked up twice gets both gradients, a row of zeros the least scale."""
+    rng = np.random.default_rng(4)
+    table = rng.normal(size=(12, 40)) * rng.uniform(0.01, 1, size=(12, 1)) + 0.003
+    table[5] = 0
+    ids, grad = np.array([[3, 5, 3, 11], [0, 3, 7, 7]]), rng.normal(size=(2, 4, 40))
+    rows = [numpy_weight(row, bits) for row in np.delete(table, 5, axis=0)]
+    rows.insert(5, (np.full(40, FLOOR if bits == 1 else 0), np.full(40, True)))
+    expected, inside = (np.stack(part) for part in zip(*rows, strict=True))
+
+    family = load_family(f"tbt_w{bits}a16")
+    embedding = QuantizedEmbedding(LlamaShape(**SHAPE.model_dump() | {"vocab_size": 12, "hidden_size": 40}), family)
+    embedding.weight = torch.nn.Parameter(torch.from_numpy(table))
+    found = embedding(torch.from_numpy(ids))
+    found.backward(torch.from_numpy(grad))
+    assert np.abs(found.detach().numpy() - expected[ids]).max() < 1e-12
+    effective = embedding.effective_weight()
+    assert np.abs(effective.detach().numpy() - expected).max() < 1e-12
+    assert torch.equal(effective[torch.from_numpy(ids)], found)  # what a pass looks up is what is exported
+    summed = np.zeros((12, 40))
+    np.add.at(summed, ids, grad * inside[ids])
+    assert np.abs(embedding.weight.grad.numpy() - summed).max() < 1e-12
+    assert (embedding.weight.grad[[1, 2, 4, 6, 8, 9, 10]] == 0).all() and (summed[3] == 0).any()
+    states, scales = family.states_and_scales(embedding.weight.detach(), by_row(12, 40))
+    assert scales.shape == (12, 1) and np.array_equal(states.numpy() * scales.numpy(), effective.detach().numpy())
+    assert set(states.unique().tolist()) == ({-1, 1} if bits == 1 else {-1, 0, 1})
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])
+def test_a_quantized_embedding_is_rounded_from_its_masters(precision):
+    """Under autocast, too: only what is rounded goes into half precision."""
+    model = Llama(SHAPE.model_copy(update={"quantized_embedding": True}), "tbt_w2a16")
+    model.reset_parameters(seed=3)
+    text, read = torch.arange(24)[None], []
+    model.model.layers[0].register_forward_pre_hook(lambda layer, inputs: read.append(inputs[0]))
+    with torch.autocast("cpu", dtype=precision):
+        model(text, text).backward()
+    assert torch.equal(read[0][0], model.model.embed_tokens.effective_weight()[:24].to(precision))
+    grad = model.model.embed_tokens.weight.grad
+    assert grad.dtype == torch.float32 and grad[:24].any() and not grad[24:].any()
 
 
 def level(x, alpha, bits, is_signed):

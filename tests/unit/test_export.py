@@ -101,11 +101,11 @@ def damaged(small, tmp_path):
     return copy
 
 
-def discrete(family: str, scales: int, dtype: str) -> Stored:
+def discrete(family: str, scales: int, dtype: str, quantized_embedding: bool = False) -> Stored:
     """Return random weights of a discrete family with so many scales in each matrix."""
     shape = LlamaShape(
         vocab_size=384, hidden_size=192, intermediate_size=384, num_hidden_layers=1, num_attention_heads=4,
-        scales_per_matrix=scales,
+        scales_per_matrix=scales, quantized_embedding=quantized_embedding,
     )  # fmt: skip
     model = Llama(shape, family)
     model.reset_parameters(scales)
@@ -132,6 +132,21 @@ def test_packed_round_trip_is_exact(tmp_path, family, form, bits, scales, dtype)
         assert stored[f"{name}.scales"].numel() == scales
     write_packed(read, form, family, f"{family}/1L", tmp_path)
     assert all(torch.equal(stored[name], again) for name, again in load_file(tmp_path / "model.safetensors").items())
+
+
+@pytest.mark.parametrize(
+    ("family", "form", "bits"), [("tbt_w2a16", "packed-1.6bit", 1.6), ("tbt_w1a16", "packed-1bit", 1.0)]
+)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_quantized_embedding_is_packed_with_a_scale_for_each_row(tmp_path, family, form, bits, dtype):
+    source = discrete(family, 2, dtype, quantized_embedding=True)
+    write_packed(source, form, family, f"{family}/1L", tmp_path)
+    read, stored = read_packed(tmp_path), load_file(tmp_path / "model.safetensors")
+    assert read.shape.quantized_embedding and read.linear_bytes < sum(tensor.nbytes for tensor in stored.values())
+    for name, weight in source.weights.items():
+        assert read.weights[name].dtype == weight.dtype and torch.equal(read.weights[name], weight), name
+    assert 8 * stored["model.embed_tokens.weight.packed"].nbytes / (384 * 192) == pytest.approx(bits, abs=0.01)
+    assert stored["model.embed_tokens.weight.scales"].shape == (384, 1) and "lm_head.weight" in stored
 
 
 def test_weights_that_are_not_discrete_are_refused(tmp_path):

@@ -25,8 +25,8 @@ SHAPE = LlamaShape(
 )
 
 
-def initialized(family: str, factor: float = 2) -> Llama:
-    model = Llama(SHAPE, family)
+def initialized(family: str, factor: float = 2, shape: LlamaShape = SHAPE) -> Llama:
+    model = Llama(shape, family)
     model.reset_parameters(seed=1)
     for parameter in model.parameters():
         parameter.data.mul_(factor)  # 2: away from the nearly linear start, so that softmax and silu matter
@@ -66,6 +66,21 @@ def test_logits_equal_those_of_the_saved_folder(family, dtype, factor, tolerance
         assert torch.equal(logits.argmax(-1), reference.argmax(-1))
 
 
+@pytest.mark.parametrize("family", ["tbt_w2a16", "tbt_w1a16", "tbt_w2a2"])
+def test_a_folder_with_a_quantized_embedding_computes_the_same(family, tmp_path):
+    """In unmodified transformers where the family does: what is written is the rounded embedding."""
+    ours = initialized(family, shape=SHAPE.model_copy(update={"quantized_embedding": True}))
+    theirs = saved_and_loaded(ours, family, tmp_path, "float32")
+    assert type(theirs).__name__ == ("SpectraForCausalLM" if family == "tbt_w2a2" else "LlamaForCausalLM")
+    assert all(len(row.abs().unique()) <= 2 for row in theirs.get_input_embeddings().weight)  # 0 and the row's scale
+    assert torch.equal(theirs.get_output_embeddings().weight, ours.lm_head.weight)
+    ids = torch.randint(0, 128, (2, 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits, reference = ours(ids), theirs(ids).logits
+    torch.testing.assert_close(logits, reference, rtol=0, atol=1e-5)
+    assert torch.equal(logits.argmax(-1), reference.argmax(-1))
+
+
 @pytest.mark.parametrize("attention", FORMS)
 def test_both_forms_of_attention_equal_transformers(attention, tmp_path):
     ours = initialized("floatlm")
@@ -101,10 +116,11 @@ def test_exported_weights_are_refused_as_latent_ones():
 
 def test_twins_start_from_the_same_latents_but_differ_in_effective_weights():
     float_model, tri_model = Llama(SHAPE, "floatlm"), Llama(SHAPE, "trilm")
-    for model in (float_model, tri_model):
+    embedded = Llama(SHAPE.model_copy(update={"quantized_embedding": True}), "tbt_w2a16")
+    for model in (float_model, tri_model, embedded):
         model.reset_parameters(seed=7)
-    for mine, other in zip(float_model.parameters(), tri_model.parameters(), strict=True):
-        assert torch.equal(mine, other)
+    for mine, *others in zip(*(model.named_parameters() for model in (float_model, tri_model, embedded)), strict=True):
+        assert all(mine[0] == other[0] and torch.equal(mine[1], other[1]) for other in others)
     name = "model.layers.0.mlp.up_proj.weight"
     assert not torch.equal(float_model.export_state_dict()[name], tri_model.export_state_dict()[name])
 

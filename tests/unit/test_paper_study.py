@@ -183,12 +183,15 @@ def test_all_54_sizes_in_bits_are_the_printed_ones(study):
         assert bits / 1e9 == pytest.approx(printed, abs=0.01), model_id
 
 
-@pytest.mark.parametrize("family", ["trilm", "bitnet"])
-def test_size_of_a_made_model_is_that_of_its_study(family, tmp_path):
-    """The file holds rows for six scales per matrix; its size in bits counts those that the paper counts."""
+@pytest.mark.parametrize(("family", "is_quantized"), [("trilm", False), ("bitnet", False), ("tbt_w2a8", True)])
+def test_size_of_a_made_model_is_that_of_its_study(family, is_quantized, tmp_path):
+    """The file holds rows for six scales per matrix; its size in bits counts those that the paper counts.
+
+    A quantized embedding costs the bits of the family and, for each row, a scale in half precision.
+    """
     shape = LlamaShape(
         vocab_size=768, hidden_size=96, intermediate_size=192, num_hidden_layers=2, num_attention_heads=6,
-        scales_per_matrix=6,
+        scales_per_matrix=6, quantized_embedding=is_quantized,
     )  # fmt: skip
     config = TokenizerConfig(vocab_size=300)
     with write_artifact(tmp_path / "tokenizer", "tokenizer", config, {}) as draft:
@@ -200,10 +203,11 @@ def test_size_of_a_made_model_is_that_of_its_study(family, tmp_path):
     linear = 2 * (4 * 96**2 + 3 * 96 * 192)
     assert counts["num_parameters"] == linear + norms + 2 * 768 * 96
     assert counts["num_counted_parameters"] == linear + norms + 2 * 384 * 96
-    assert counts["model_size_bits"] == pytest.approx(1.58 * linear + 16 * (norms + 2 * 384 * 96))
+    embedding = 1.58 * 384 * 96 + 16 * 384 if is_quantized else 16 * 384 * 96
+    assert counts["model_size_bits"] == pytest.approx(1.58 * linear + embedding + 16 * (norms + 384 * 96))
     content = read_yaml(ROOT / "studies/paper-mini.yaml")
     row = {key: value for key, value in shape.model_dump().items() if key in SizeConfig.model_fields}
-    recipe = content["families"]["trilm"] | {"peak_lr": {"x": 1e-3}}
+    recipe = content["families"]["trilm"] | {"peak_lr": {"x": 1e-3}, "quantized_embedding": is_quantized}
     study = Study.model_validate(
         content | {"base": None, "tokenizer": config.model_dump(), "sizes": {"x": row}, "families": {family: recipe}}
         | {"quantization": None, "seed": 1}

@@ -99,6 +99,9 @@ def test_what_is_not_the_model_of_the_study_is_refused(data, tmp_path):
         ConfigError, match="hidden_size 64, not 128, pretraining_model_parallel 2, not 1; name the folder"
     ):
         import_release(config(shape=wider), tmp_path)
+    embedded = SHAPE.model_copy(update={"quantized_embedding": True})
+    with pytest.raises(OpenSpectraError, match="several magnitudes in a row: .* drop `families.trilm.quantized_emb"):
+        import_release(config(shape=embedded), tmp_path)
     with pytest.raises(ConfigError, match="no folder .*none, and no name of a repository"):
         import_release(config(source="none"), tmp_path)
     (folder / "tokenizer.json").rename(folder / "aside")

@@ -13,7 +13,7 @@ from reporting_study import FakeStudy, pretrain_config
 from openspectra.artifacts import open_artifact
 from openspectra.errors import DamagedArtifactError, OpenSpectraError
 from openspectra.model_ids import ModelId
-from openspectra.reporting import provenance
+from openspectra.reporting import provenance, sections
 from openspectra.reporting.config import ReportConfig
 from openspectra.reporting.drawing import round_ticks
 from openspectra.reporting.load import load_results, read_table
@@ -194,6 +194,25 @@ def test_settings_show_rates_by_size(tmp_path):
     assert training.columns == ["TriLM"]
     assert ("Peak learning rate", ["0.4M: 8e-3; 1.1M: 4e-3"]) in training.rows
     assert ("Warm-up steps", [f"{pretrain_config('trilm/0.4M').warmup_steps}"]) in training.rows
+
+
+def test_a_quantized_embedding_is_told_and_nothing_is_said_without(tmp_path):
+    study = FakeStudy(tmp_path / "results")
+    study.add_data()
+    parents = study.add_pretrained("trilm/0.4M").manifest.parents
+    results = load_results(list(study.artifacts.values()))
+    assert sections.embedding_notes(results) == []
+    assert "Quantized embedding" not in dict(provenance.settings(results)[0].rows)
+    config = pretrain_config("tbt_w1a8/0.4M")
+    config = config.model_copy(update={"shape": config.shape.model_copy(update={"quantized_embedding": True})})
+    names = {role: role.replace("_", "/") for role in parents}
+    study.add(config.model_id, "pretrain", config, names, lambda draft: None)
+    results = load_results(list(study.artifacts.values()))
+    assert (
+        "at the bits of the family with 16 for the scale of each row: tbt_w1a8/0.4M."
+        in sections.embedding_notes(results)[0]
+    )
+    assert dict(provenance.settings(results)[0].rows)["Quantized embedding"] == ["", "yes"]
 
 
 @pytest.mark.parametrize("low, high", [(2.9e5, 9.1e5), (1.0e6, 4.0e9), (0.9, 1.2), (2e-3, 1.6e-2)])

@@ -105,6 +105,13 @@ def test_schema_file_is_the_one_the_types_give():
             "suites.held_out.tasks: held_out_text, minimal_pairs must be built; add to evaluation.built_tasks.tasks",
         ),
         ("training/precision", "8-bit", "precision"),
+        (
+            "families/trilm/quantized_embedding",
+            True,
+            "families.trilm.quantized_embedding: trilm has no rule for an embedding; got true. Drop it; these have one: "
+            "tbt_w1a1, tbt_w1a16, tbt_w1a8, tbt_w2a16, tbt_w2a2, tbt_w2a8.",
+        ),
+        ("families/trilm/quantized_embedding", "yes", "should be a valid boolean; got 'yes'"),
     ],
 )
 def test_bad_value_is_refused_with_its_key(tmp_path, key, value, message):
@@ -203,6 +210,20 @@ def test_schedule_ablation_is_a_switch(tmp_path):
         "trilm/2L+only-decay-stop": (None, None, 27),
         "trilm/2L+none": (None, None, None),
     }
+
+
+def test_a_quantized_embedding_is_a_switch_that_no_other_config_knows(tmp_path):
+    on, off = (read_yaml(TINY)["families"]["floatlm"] for _ in range(2))
+    on["quantized_embedding"] = True
+    study = load_study(changed(tmp_path, ("families/tbt_w1a1", on), ("families/tbt_w1a8", off)))
+    on, off = (study.pretrained[f"tbt_{family}/2L"] for family in ("w1a1", "w1a8"))
+    assert on.shape == off.shape.model_copy(update={"quantized_embedding": True})
+    written = [json.loads(run.model_dump_json())["shape"] for run in (on, off)]
+    assert written[0] == written[1] | {"quantized_embedding": True} and "quantized_embedding" not in written[1]
+    assert on == type(on).model_validate_json(on.model_dump_json())
+    learned = study.sizes_in_bits["tbt_w1a1/2L"] - study.sizes_in_bits["tbt_w1a8/2L"]
+    activations, embedding, rows = 16 * 2 * 8, 512 * 128 * (1 - 16), 16 * 512
+    assert learned == pytest.approx(activations + embedding + rows)
 
 
 def test_seeds_make_variants_that_differ_in_the_seed_of_training_alone(tmp_path):

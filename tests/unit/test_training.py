@@ -162,7 +162,16 @@ def test_non_finite_loss_ends_the_run_before_the_update_and_again_after_resume(t
     assert all(torch.equal(a, b) for a, b in zip(weights(clean).values(), weights(straight).values(), strict=True))
 
 
-@pytest.mark.parametrize("changes", [{}, TAUGHT, TAUGHT | {"precision": "bf16-mixed"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        TAUGHT,
+        TAUGHT | {"precision": "bf16-mixed"},
+        {"family": "tbt_w2a2", "shape": SHAPE.model_copy(update={"quantized_embedding": True})},
+    ],
+    ids=["trilm", "taught", "taught in half precision", "quantized embedding"],
+)
 def test_interrupted_run_records_the_same_as_an_undisturbed_one(tmp_path, changes):
     settings = config(**changes)
     straight = train(settings, tmp_path / "straight")

@@ -319,11 +319,9 @@ IN_FULL = [(1, "ddp"), (2, "ddp"), (3, "ddp"), *IN_HALF]
     [(*layout, "32-true") for layout in IN_FULL]
     + [pytest.param(*layout, "16-mixed", marks=pytest.mark.slow) for layout in IN_HALF],
 )
-def test_killed_ranks_end_bit_identical(
-    tiny, nursery, tmp_path, ranks, strategy, precision, family="trilm", is_taught=False
-):
+def test_killed_ranks_end_bit_identical(tiny, nursery, tmp_path, ranks, strategy, precision, is_taught=False, **more):
     changes = {"global_batch_size": 2 * ranks, "precision": precision, "max_steps": 24, "valid_sequences": 4}
-    changes |= {"family": family}
+    changes |= more
     options = ("--devices", str(ranks), "--strategy", strategy, "--micro-batch", "1")
     if is_taught:
         changes |= TAUGHT
@@ -351,11 +349,15 @@ def test_killed_ranks_end_bit_identical(
 @pytest.mark.parametrize(("ranks", "strategy"), [(1, "ddp"), (2, "ddp"), (2, "fsdp2")])
 @pytest.mark.slow
 def test_killed_ranks_of_learned_scales_end_bit_identical(tiny, nursery, tmp_path, ranks, strategy):
-    test_killed_ranks_end_bit_identical(tiny, nursery, tmp_path, ranks, strategy, "32-true", "tbt_w2a2")
+    shape = json.loads((tiny / "results/tiny/configs/trilm/2L.json").read_text())["shape"]
+    changes = {"family": "tbt_w2a2", "shape": shape | {"quantized_embedding": True}}
+    test_killed_ranks_end_bit_identical(tiny, nursery, tmp_path, ranks, strategy, "32-true", **changes)
     for name in ("straight", "killed"):
         weights = safe_open(tmp_path / name / "model/model.safetensors", "pt")
         scales = [weights.get_tensor(key) for key in weights.keys() if key.endswith(".alpha")]  # noqa: SIM118
         assert len(scales) == 16 and all(scale > 0 for scale in scales)
+        embedding = weights.get_tensor("model.embed_tokens.weight").abs()
+        assert ((embedding == 0) | (embedding == embedding.amax(dim=1, keepdim=True))).all()
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,8 @@ def write_gguf(source: Stored, form: str, model_id: str, tokenizer_json: Path, p
     writer.write_tensors_to_file()
     writer.close()
     kept = f"{len(halves)} of {num_linear} matrices stored in F16 ({', '.join(_kinds(halves))}): no whole blocks of one scale"
-    return words.notes + ([f"{kept}."] if halves else [])
+    notes = words.notes + ([f"{kept}."] if halves else [])
+    return notes + ["The embedding, quantized in training, is stored in F16."] * shape.quantized_embedding
 
 
 def vocabulary(tokenizer_json: Path, num_rows: int) -> Vocabulary:

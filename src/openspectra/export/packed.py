@@ -1,8 +1,8 @@
-"""Packed safetensors: discrete weights at 2, 1.6 or 1 bits each, embedding, head and norms as they are.
+"""Packed safetensors: discrete weights at 2, 1.6 or 1 bits each, head and norms as they are.
 
 The folder is a Hugging Face folder but for its weights: of a linear layer it holds `weight.packed` (uint8, the flat
-matrix, `model/packing.py`) and `weight.scales`, one for each shard. Its model type keeps other programs from taking it
-for a plain Llama; `export/loading.py` reads it.
+matrix, `model/packing.py`) and `weight.scales`, one for each shard, of a quantized embedding the same, one for each row.
+Its model type keeps other programs from taking it for a plain Llama; `export/loading.py` reads it.
 """
 
 from pathlib import Path
@@ -24,9 +24,10 @@ from openspectra.export.stored import (
     read_json,
     read_safetensors,
 )
+from openspectra.model.config import LlamaShape
 from openspectra.model.hugging_face import WEIGHTS, hugging_face_config
 from openspectra.model.packing import FIVE_TRITS, ONE_BIT, TWO_BITS, Packing, pack, unpack
-from openspectra.model.shards import Shards, column_parallel, row_parallel
+from openspectra.model.shards import Shards, by_row, column_parallel, row_parallel
 
 PACKINGS: dict[str, Packing] = {"packed-2bit": TWO_BITS, "packed-1.6bit": FIVE_TRITS, "packed-1bit": ONE_BIT}
 ROW_PARALLEL = ("o_proj.weight", "down_proj.weight")
@@ -36,14 +37,14 @@ MODEL_TYPE = "openspectra-packed"
 
 def write_packed(source: Stored, form: str, family: str, model_id: str, folder: Path) -> None:
     """Write weights and config of a discrete model into `folder`. Raises `OpenSpectraError` for latent weights."""
-    scales, packing = source.shape.scales_per_matrix, PACKINGS[form]
-    tensors = {}
+    tensors, packing = {}, PACKINGS[form]
     for name, weight in source.weights.items():
-        if not is_linear(name):
+        shards = shards_of(name, tuple(weight.shape), source.shape)
+        if not shards:
             tensors[name] = weight.contiguous()
             continue
         try:
-            packed, found = pack(weight, shards_of(name, tuple(weight.shape), scales), packing)
+            packed, found = pack(weight, shards, packing)
         except ValueError as error:
             raise OpenSpectraError(f"{model_id}: {name}: {error}") from None
         tensors |= {f"{name}.packed": packed, f"{name}.scales": found.contiguous()}
@@ -62,11 +63,10 @@ def read_packed(folder: Path) -> Stored:
         raise DamagedArtifactError(
             f"{folder / 'config.json'}: packing: must be one of {', '.join(PACKINGS)}; got {form!r}; {AGAIN}"
         )
-    packing, scales = PACKINGS[form], shape.scales_per_matrix
-    tensors = read_safetensors(path)
+    packing, tensors = PACKINGS[form], read_safetensors(path)
     check_layers(shape, len(tensors), path)
     dense = expected_shapes(shape, family)
-    shards = {name: shards_of(name, size, scales) for name, size in dense.items() if is_linear(name)}
+    shards = {name: cut for name, size in dense.items() if (cut := shards_of(name, size, shape))}
     expected = {name: size for name, size in dense.items() if name not in shards}
     for name, cut in shards.items():
         outputs, inputs = dense[name]
@@ -83,7 +83,11 @@ def read_packed(folder: Path) -> Stored:
     return Stored(shape, family, end_of_text, weights, linear_bytes(tensors), loader)
 
 
-def shards_of(name: str, size: tuple[int, ...], scales_per_matrix: int) -> Shards:
-    """Return which weights of a linear layer [out_features, in_features] share a scale."""
+def shards_of(name: str, size: tuple[int, ...], shape: LlamaShape) -> Shards | None:
+    """Return which weights of a linear layer or a quantized embedding share a scale; None for what is not discrete."""
+    if shape.quantized_embedding and name == "model.embed_tokens.weight":
+        return by_row(*size)
+    if not is_linear(name):
+        return None
     cut = row_parallel if name.endswith(ROW_PARALLEL) else column_parallel
-    return cut(*size, scales_per_matrix)
+    return cut(*size, shape.scales_per_matrix)

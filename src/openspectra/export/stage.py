@@ -70,7 +70,7 @@ def write_format(config: ExportConfig, model: Artifact, source: Stored, folder: 
 
         family = ModelId.parse(config.model).family
         write_packed(source, config.format, family, config.model, folder)
-        return []
+        return ["The embedding is packed too, with one scale for each row."] * source.shape.quantized_embedding
     from openspectra.export.gguf_file import write_gguf
 
     kind = config.format.removeprefix("gguf-").upper()

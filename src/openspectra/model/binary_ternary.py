@@ -26,6 +26,7 @@ class BinaryTernary(Family):
     """Weights of two or three levels around the mean of their shard; activations of two, three or 256 levels, or all."""
 
     is_stock_llama = False  # but where activations stay as they are
+    quantizes_embedding = True
     weight_bits: ClassVar[int]
     """1 or 2: binary or ternary."""
     activation_bits: ClassVar[int]

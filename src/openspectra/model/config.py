@@ -31,6 +31,9 @@ class LlamaShape(Config):
     """Standard deviation of the initial normal draw, where `initialization` is `normal` or `scaled_normal`."""
     scales_per_matrix: PositiveInt = 1
     """Scales of a ternary matrix: the MP column of the published model table."""
+    quantized_embedding: Annotated[bool, Field(exclude_if=lambda is_quantized: not is_quantized)] = False
+    """Whether the embedding is rounded by the family's rule for weights, each row with a scale of its own. It stands in a
+    resolved config only where it is: the others, and what is named after their hash, are as they were without the switch."""
 
     @property
     def head_dim(self) -> int:

@@ -12,7 +12,7 @@ from openspectra.data.tokenizer import TOKENIZER_FILES, end_of_text_id
 from openspectra.model.config import LlamaShape
 from openspectra.model.families import load_family
 from openspectra.model.llama import Llama
-from openspectra.model.size import counted_parameters, model_size_bits
+from openspectra.model.size import counted_parameters, model_size_bits, quantized_embedding
 
 WEIGHTS = "model.safetensors"
 
@@ -24,14 +24,15 @@ def save_model(model: Llama, family: str, dtype: str, tokenizer: Artifact, folde
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer.file(name), folder / name)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    counted = counted_parameters(num_parameters, model.shape, tokenizer.manifest.metrics["vocab_size"])
+    vocab_size = tokenizer.manifest.metrics["vocab_size"]
+    counted = counted_parameters(num_parameters, model.shape, vocab_size)
     linear, width = model.shape.num_linear_parameters, model.family.bits_per_weight
     return {
         "num_parameters": num_parameters,
         "num_counted_parameters": counted,
         "num_linear_parameters": linear,
         "bits_per_weight": width,
-        "model_size_bits": model_size_bits(linear, counted, width),
+        "model_size_bits": model_size_bits(linear, counted, width, *quantized_embedding(model.shape, vocab_size)),
     }
 
 

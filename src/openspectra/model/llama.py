@@ -21,7 +21,7 @@ from openspectra.model.config import AttentionForm, LlamaShape
 from openspectra.model.families import load_family
 from openspectra.model.families.family import Family
 from openspectra.model.head_and_loss import mean_loss, token_losses
-from openspectra.model.shards import Shards, column_parallel, row_parallel
+from openspectra.model.shards import Shards, by_row, column_parallel, row_parallel
 
 if TYPE_CHECKING:
     from openspectra.model.distillation import Lesson
@@ -55,6 +55,28 @@ class LinearGroup:
         """Return each layer's output [..., out_features] for `x` [..., in_features]."""
         x = self.activation(x) if self.activation else x
         return F.linear(x, self.effective_weight()).split(self.widths, dim=-1)
+
+
+class QuantizedEmbedding(nn.Embedding):
+    """An embedding that is rounded by the family's rule for weights, each row with a scale of its own.
+
+    What a row becomes depends on no other, so a pass rounds only the rows that it looks up.
+    """
+
+    def __init__(self, shape: LlamaShape, family: type[Family]):
+        super().__init__(shape.vocab_size, shape.hidden_size)
+        self.family = family
+
+    def effective_weight(self) -> Tensor:
+        """Return the rows that are looked up and written to exports."""
+        return self._rounded(self.weight)
+
+    def forward(self, input_ids_BT: Tensor) -> Tensor:
+        rows_BTD = super().forward(input_ids_BT)
+        return self._rounded(rows_BTD.flatten(0, 1)).view_as(rows_BTD)
+
+    def _rounded(self, rows_ND: Tensor) -> Tensor:
+        return self.family.effective_weight(rows_ND, by_row(*rows_ND.shape))
 
 
 class RMSNorm(nn.Module):
@@ -153,12 +175,19 @@ def block_norm(shape: LlamaShape, family: type[Family]) -> nn.Module:
     return RMSNorm(shape.hidden_size, shape.rms_norm_eps) if family.has_block_norms else nn.Identity()
 
 
+def embedding(shape: LlamaShape, family: type[Family]) -> nn.Embedding:
+    """Return the embedding: its rows as they are, or rounded."""
+    if shape.quantized_embedding:
+        return QuantizedEmbedding(shape, family)
+    return nn.Embedding(shape.vocab_size, shape.hidden_size)
+
+
 class Decoder(nn.Module):
     """Embedding, blocks and final norm: everything of the model but its head."""
 
     def __init__(self, shape: LlamaShape, family: type[Family], attention: AttentionForm):
         super().__init__()
-        self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        self.embed_tokens = embedding(shape, family)
         self.layers = nn.ModuleList(DecoderLayer(shape, family, attention) for _ in range(shape.num_hidden_layers))
         self.norm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
         cos_TK, sin_TK = rotary_tables(shape)
@@ -247,6 +276,8 @@ class Llama(nn.Module):
         for names, group in self.groups():
             weights = group.effective_weight().split(group.widths)
             state |= {f"{name}.weight": weight for name, weight in zip(names, weights, strict=True)}
+        if self.shape.quantized_embedding:
+            state["model.embed_tokens.weight"] = self.model.embed_tokens.effective_weight()
         return state
 
     def load_latent_weights(self, state: dict[str, Tensor]) -> None:
@@ -257,16 +288,17 @@ class Llama(nn.Module):
         """
         self.load_state_dict(state)
         for names, group in self.groups():
-            if self.family.states_and_scales(group.latent_weight(), group.shards) and is_discrete(group):
+            weight = group.latent_weight().detach()
+            if self.family.states_and_scales(weight, group.shards) and is_discrete(weight, group.shards):
                 raise ValueError(
                     f"{names[0]}: these are exported weights, with their scales applied; give latent ones."
                 )
 
 
-def is_discrete(group: LinearGroup) -> bool:
+def is_discrete(weight: Tensor, shards: Shards) -> bool:
     """Return whether the non-zero weights of every shard have one magnitude."""
-    magnitudes = group.shards.of(group.latent_weight().detach()).abs()
-    largest = magnitudes.amax(dim=group.shards.dims, keepdim=True)
+    magnitudes = shards.of(weight).abs()
+    largest = magnitudes.amax(dim=shards.dims, keepdim=True)
     return bool(((magnitudes == 0) | (magnitudes == largest)).all())
 
 

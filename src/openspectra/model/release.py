@@ -16,7 +16,7 @@ from openspectra.data.tokenizer import TOKENIZER_FILES
 from openspectra.errors import ConfigError, OpenSpectraError
 from openspectra.model.config import ReleaseConfig
 from openspectra.model.families import load_family
-from openspectra.model.size import counted_parameters, model_size_bits
+from openspectra.model.size import counted_parameters, model_size_bits, quantized_embedding
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FILES = ("*.json", "*.safetensors", "*.bin")
@@ -54,16 +54,19 @@ def import_release(config: ReleaseConfig, folder: Path) -> dict[str, Any]:
         write_csv(folder / "states.csv", STATE_COLUMNS, rows)
         zeros = sum(row["sparsity"] * row["num_weights"] for row in rows)
         states = {"sparsity": zeros / sum(row["num_weights"] for row in rows)}
+    if config.shape.quantized_embedding:
+        _check_embedding(config, model.get_input_embeddings().weight.detach())
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     num_linear = sum(weight.numel() for weight in linear.values())
     shape = config.shape.model_copy(update={"vocab_size": model.config.vocab_size})
     counted = counted_parameters(num_parameters, shape, config.vocab_size)
+    embedding = quantized_embedding(shape, config.vocab_size)
     return {
         "num_parameters": num_parameters,
         "num_counted_parameters": counted,
         "num_linear_parameters": num_linear,
         "bits_per_weight": family.bits_per_weight,
-        "model_size_bits": model_size_bits(num_linear, counted, family.bits_per_weight),
+        "model_size_bits": model_size_bits(num_linear, counted, family.bits_per_weight, *embedding),
         "tokens_seen": config.tokens_seen,
         **states,
     }
@@ -111,6 +114,18 @@ def _check_architecture(config: ReleaseConfig, source: Path) -> None:
             [
                 f"released: {config.model_id}: {source / 'config.json'}: {', '.join(differing)}; name the folder of this size."
             ]
+        )
+
+
+def _check_embedding(config: ReleaseConfig, weight) -> None:
+    """Raise `OpenSpectraError` for an embedding that is to be counted as quantized and is not."""
+    from openspectra.model.llama import is_discrete
+    from openspectra.model.shards import by_row
+
+    if not is_discrete(weight, by_row(*weight.shape)):
+        raise OpenSpectraError(
+            f"{config.model_id}: model.embed_tokens.weight holds several magnitudes in a row: no quantized embedding; drop "
+            f"`families.{config.family}.quantized_embedding`."
         )
 
 

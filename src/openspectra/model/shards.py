@@ -38,6 +38,11 @@ def row_parallel(out_features: int, in_features: int, scales_per_matrix: int) ->
     return Shards((out_features, scales_per_matrix, columns), (0, 2))
 
 
+def by_row(rows: int, features: int) -> Shards:
+    """Return the shards of a matrix whose rows have a scale each."""
+    return Shards((rows, features), (1,))
+
+
 def _divide(name: str, features: int, parts: int) -> int:
     if features % parts:
         raise ValueError(f"`scales_per_matrix` must cut `{name}` into equal shards; got {features} for {parts} parts.")

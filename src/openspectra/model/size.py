@@ -11,7 +11,7 @@ from openspectra.model.config import LlamaShape
 from openspectra.model.families import FAMILY_NAMES, load_family
 
 HALF_PRECISION_BITS = 16
-"""Embedding, head and norms stay in half precision in every family."""
+"""Head and norms stay in half precision in every family; so do the embedding, or one scale a row where it is quantized."""
 VOCAB_MULTIPLE = 128
 """Rows of the embedding are padded to a multiple of this times scales_per_matrix (paper, vocabulary rule)."""
 GROUP_METADATA_BITS = 32
@@ -48,7 +48,18 @@ def counted_parameters(num_parameters: int, shape: LlamaShape, vocab_size: int) 
     return num_parameters - 2 * (shape.vocab_size - padded_rows(vocab_size)) * shape.hidden_size
 
 
-def model_size_bits(num_linear_parameters: int, num_parameters: int, bits_per_weight: float) -> float:
-    """Return b * (linear weights) + 16 * (all other parameters), in bits; the paper's size for parameters as it counts."""
-    others = num_parameters - num_linear_parameters
-    return bits_per_weight * num_linear_parameters + HALF_PRECISION_BITS * others
+def quantized_embedding(shape: LlamaShape, vocab_size: int) -> tuple[int, int]:
+    """Return weights and rows, as they are counted, of an embedding that is quantized; 0 and 0 where it is not."""
+    rows = padded_rows(vocab_size) if shape.quantized_embedding else 0
+    return rows * shape.hidden_size, rows
+
+
+def model_size_bits(
+    num_linear_parameters: int, num_parameters: int, bits_per_weight: float, num_embedding: int = 0, num_rows: int = 0
+) -> float:
+    """Return b * (linear weights) + 16 * (all other parameters), in bits; the paper's size for parameters as it counts.
+
+    A quantized embedding of `num_embedding` weights is counted as linear weights are, with one scale for each of its rows.
+    """
+    discrete = num_linear_parameters + num_embedding
+    return bits_per_weight * discrete + HALF_PRECISION_BITS * (num_parameters - discrete + num_rows)

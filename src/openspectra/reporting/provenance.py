@@ -28,6 +28,7 @@ TRAINING_SETTINGS = {
     "adam_betas": "Adam betas",
     "gradient_clip_norm": "Gradient clipping (norm)",
     "precision": "Precision",
+    "quantized_embedding": "Quantized embedding",
     "seed": "Seed",
 }
 """Rows of the table of recipes, with their units."""
@@ -155,6 +156,8 @@ def _setting(config: dict[str, Any], key: str) -> Any:
     if key == "distillation":
         section = config["distillation"]
         return section["teacher"] + (", hidden states too" if section["hidden_states"] else "")
+    if key == "quantized_embedding" and "shape" in config:
+        return "yes" if config["shape"].get(key) else None
     if key == "group_size" and config.get(key) == -1:
         return "whole row"
     return config.get(key)

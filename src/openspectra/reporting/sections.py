@@ -157,6 +157,7 @@ def models_section(
     notes = []
     if num_parts := int(results.scores["is_part"].sum()):
         notes.append(f"Not in this table: {num_parts:,} scores of the parts of task groups; they stand in scores.csv.")
+    notes += embedding_notes(results)
     return Section(
         "models",
         "All models",
@@ -460,6 +461,13 @@ def _origin(results: Results) -> str:
     return "".join(
         [*sentences, f"Tasks of lm-eval with items of their own: {', '.join(others)}. "] if others else sentences
     )
+
+
+def embedding_notes(results: Results) -> list[str]:
+    """Return which models have a quantized embedding, and how it is counted; nothing where none has."""
+    names = [str(model.id) for model in results.models if model.config.get("shape", {}).get("quantized_embedding")]
+    counted = "counted at the bits of the family with 16 for the scale of each row"
+    return [f"The embedding is quantized too, and {counted}: {', '.join(names)}."] if names else []
 
 
 def _runs(results: Results) -> str:

@@ -30,7 +30,8 @@ class Look(NamedTuple):
 
 
 class Family(ABC):
-    """How the blocks compute. Embedding, head and norms are the same in every family."""
+    """How the blocks compute. Head and norms are the same in every family; so is the embedding, but where a study asks
+    that it is quantized too."""
 
     label: str
     """Name in figures and tables."""
@@ -43,6 +44,8 @@ class Family(ABC):
     """Whether unmodified `transformers` computes the same from the exported weights."""
     has_block_norms: bool = True
     """Whether a block has learned norms before attention and MLP; without them the linear layers norm their input."""
+    quantizes_embedding: bool = False
+    """Whether its rule for weights is one for an embedding too, whose rows then have a scale each."""
     num_learned_scales: int = 0
     """Parameters that a block has beside weights and norms."""
 
