@@ -182,9 +182,11 @@ def _load_built_task(name: str, num_items: int, manager, tasks: Artifact, cache:
 
     `datasets` knows a file it has seen by path and time alone; an empty `cache` makes it read the content.
     """
+    from lm_eval.tasks._yaml_loader import load_yaml
+
     entry, data_file = manager.task_index[name], tasks.file(f"{name}.jsonl")
     source = {"data_files": {"test": str(data_file)}, "cache_dir": cache, "keep_in_memory": True}
-    loaded = manager.load({**entry.cfg, "dataset_kwargs": source})
+    loaded = manager.load({**load_yaml(entry.yaml_path), "dataset_kwargs": source})
     if entry.yaml_path.parent != tasks.folder or len(loaded["tasks"][name].eval_docs) != num_items:
         raise DamagedArtifactError(
             f"{entry.yaml_path}: did not load the {num_items} items of {data_file}; rerun stage `tasks`."

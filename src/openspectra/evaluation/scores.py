@@ -10,6 +10,7 @@ from typing import Any
 
 from openspectra.artifacts import write_csv
 from openspectra.errors import OpenSpectraError
+from openspectra.evaluation.rouge import METRICS as ROUGE
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class Scores:
                         task, metric, [sample for sample in samples if sample["filter"] == metric_filter]
                     ),
                     "num_samples": values["sample_len"],
-                    "chance": _chance(task, samples) if metric.startswith("acc") else None,
+                    "chance": _chance(task, metric, samples),
                 }
             )
         return rows
@@ -145,12 +146,17 @@ def _stderr(task, metric: str, samples: list[Row]) -> float | None:
     return float(mean_stderr([sample[metric] for sample in samples]))
 
 
-def _chance(task, samples: list[Row]) -> float | None:
-    """Return the expected accuracy of guessing: the mean over items of what the item states, or of 1 / choices."""
-    if not samples:
+def _chance(task, metric: str, samples: list[Row]) -> float | None:
+    """Return the expected accuracy of guessing: the mean over items of what the item states, or of 1 / choices.
+
+    An item that is answered in words states by metric what the best constant line scores on it.
+    """
+    is_accuracy = metric.startswith("acc")
+    if not samples or not (is_accuracy or metric in ROUGE):
         return None
     if all("chance" in sample["doc"] for sample in samples):
-        return sum(sample["doc"]["chance"] for sample in samples) / len(samples)
-    if task.OUTPUT_TYPE == "multiple_choice":
+        levels = [sample["doc"]["chance"] for sample in samples]
+        return sum(level if is_accuracy else level[metric] for level in levels) / len(samples)
+    if is_accuracy and task.OUTPUT_TYPE == "multiple_choice":
         return sum(1 / len(task.doc_to_choice(sample["doc"])) for sample in samples) / len(samples)
     return None
