@@ -8,6 +8,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -88,8 +89,8 @@ def _build(
         "cloze": _cloze,
         "continuation": _continuation,
         "minimal_pairs": _minimal_pairs,
-        "docstring": lambda *arguments: _generation("docstring", *arguments, docstrings),
-        "last_sentence": lambda *arguments: _generation("last_sentence", *arguments, last_sentences),
+        "docstring": partial(_generation, "docstring", docstrings),
+        "last_sentence": partial(_generation, "last_sentence", last_sentences),
     }
     tasks = [builders[name](config, documents) for name in config.tasks]
     _require_enough(config, place, tasks)
@@ -132,7 +133,7 @@ def _minimal_pairs(config: TasksConfig, documents: list[Document]) -> Task:
     return Task("minimal_pairs", items, "acc", {"acc": "mean"}, _multiple_choice("", "texts"), 1 / 2)
 
 
-def _generation(name: str, config: TasksConfig, documents: list[Document], generator: Generator) -> Task:
+def _generation(name: str, generator: Generator, config: TasksConfig, documents: list[Document]) -> Task:
     """Return a task whose items are answered in words; `chance` of an item is what the best constant line scores on it."""
     items = _draw(name, config, documents, generator)
     targets = [item["target"] for item in items]
