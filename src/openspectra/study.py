@@ -26,7 +26,13 @@ from openspectra.data.config import (
     TokensConfig,
 )
 from openspectra.errors import ConfigError
-from openspectra.evaluation.config import BUILT_TASKS, SNIPPET_BYTES, BenchmarksConfig
+from openspectra.evaluation.config import (
+    BUILT_TASKS,
+    GENERATED_TOKENS,
+    GENERATION_TASKS,
+    SNIPPET_BYTES,
+    BenchmarksConfig,
+)
 from openspectra.export.config import ExportConfig, format_problem
 from openspectra.model.config import LlamaShape, ReleaseConfig
 from openspectra.model.families import FAMILY_NAMES, load_family
@@ -533,6 +539,14 @@ def _engine_problems(study: Study) -> list[str]:
             f"training.sequence_length: must be at least {SNIPPET_BYTES[1]} for task `minimal_pairs`, whose longest text "
             f"has as many bytes; got {length}. Lengthen it, or leave the task out of evaluation.built_tasks.tasks."
         )
+    if length < 2 * GENERATED_TOKENS:
+        problems += [
+            f"training.sequence_length: must be at least {2 * GENERATED_TOKENS} for task `{task}`, half of it for the "
+            f"{GENERATED_TOKENS} tokens that a model may write; got {length}. Lengthen it, or leave the task out of "
+            "evaluation.built_tasks.tasks."
+            for task in built
+            if task in GENERATION_TASKS
+        ]
     return problems
 
 

@@ -7,7 +7,13 @@ the assumption stands here. Times are a matter of the machine and stand in `plan
 import math
 from dataclasses import dataclass, replace
 
-from openspectra.evaluation.config import EvaluateConfig, TasksConfig
+from openspectra.evaluation.config import (
+    GENERATED_TOKENS,
+    GENERATION_TASKS,
+    PROMPT_CHARACTERS,
+    EvaluateConfig,
+    TasksConfig,
+)
 from openspectra.export.config import HELD_OUT_TOKENS
 from openspectra.model_ids import QUANTLM, ModelId
 from openspectra.study import Study
@@ -261,6 +267,9 @@ def evaluated(suite: EvaluateConfig, built: TasksConfig | None, bytes_per_token:
         elif task in CHOICES and built:
             count = min(built.num_items, suite.limit or built.num_items) * CHOICES[task]
             length = REQUEST_TOKENS / 2
+        elif task in GENERATION_TASKS and built:  # each token that is written is a pass
+            count = min(built.num_items, suite.limit or built.num_items) * GENERATED_TOKENS
+            length = 1 + PROMPT_CHARACTERS / bytes_per_token / GENERATED_TOKENS
         else:
             items, each = ITEMS.get(task, OTHER_ITEMS)
             count, length = min(items, suite.limit or items) * each, REQUEST_TOKENS

@@ -17,6 +17,7 @@ from data_study import ROOT, DataStudy, corpus_of, study_of, texts
 
 from openspectra.artifacts import FINISHED, MANIFEST, Artifact, open_artifact, write_artifact
 from openspectra.errors import ConfigError
+from openspectra.evaluation.config import BUILT_TASKS
 from openspectra.quantization.config import BLOCK, BLOCK_BITS, GROUP_SIZES, QuantizeConfig
 from openspectra.quantization.rounding import round_to_nearest
 from openspectra.strict_yaml import read_yaml
@@ -232,6 +233,26 @@ FREE = {8: -1, 6: -1, 4: -1, 3: -1}
         (
             {"training": {"sequence_length": 64}, "quantization": {"calibration_sequence_length": 64}},
             ["training.sequence_length: must be at least 110 for task `minimal_pairs`"],
+        ),
+        (
+            {
+                "training": {"sequence_length": 64},
+                "quantization": {"calibration_sequence_length": 64},
+                "evaluation": {
+                    "built_tasks": {
+                        "seed": 1,
+                        "num_documents": 5,
+                        "document_characters": 600,
+                        "num_items": 12,
+                        "tasks": list(BUILT_TASKS),
+                    }
+                },
+            },
+            [
+                "training.sequence_length: must be at least 110 for task `minimal_pairs`",
+                "training.sequence_length: must be at least 128 for task `docstring`, half of it for the 64 tokens",
+                "training.sequence_length: must be at least 128 for task `last_sentence`, half of it for the 64 tokens",
+            ],
         ),
     ],
 )

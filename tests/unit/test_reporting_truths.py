@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 import openspectra
 from openspectra.cli import app
 from openspectra.errors import OpenSpectraError
-from openspectra.evaluation.config import EvaluateConfig
+from openspectra.evaluation.config import EvaluateConfig, TasksConfig
 from openspectra.logs import log_to
 from openspectra.reporting.config import ReportConfig
+from openspectra.reporting.duels import duel_table, duels
 from openspectra.reporting.load import PAPER_AVERAGE, load_results
 from openspectra.reporting.page import write_report
 from openspectra.reporting.plan import _count
@@ -82,6 +83,53 @@ def test_what_a_collection_without_a_score_holds_stands_for_it(tmp_path):
         lambda draft: (draft.folder / "scores.csv").write_text("".join(rows)),
     )  # fmt: skip
     assert list(load_results(list(study.artifacts.values())).main_metrics) == ["arc_challenge", "arc_easy"]
+
+
+def test_generated_lines_have_a_score_of_their_own_and_no_part_in_the_mean(tmp_path):
+    study = FakeStudy(tmp_path / "results")
+    study.add_data()
+    facts = study.artifacts["tasks"].manifest.metrics | {
+        "docstring": {"num_items": 60, "chance": 0.16, "main_metric": "rouge1", "constant_line": "Return the name."}
+    }
+    tasks = TasksConfig(**study.artifacts["tasks"].manifest.config)
+    study.add("tasks", "tasks", tasks, {"corpus": "corpus"}, lambda draft: draft.metrics.update(facts))
+    for model_id in ("floatlm/0.4M", "trilm/0.4M"):
+        study.add_pretrained(model_id)
+        add_with_rouge(study, model_id)
+    results = load_results(list(study.artifacts.values()))
+    assert results.main_metrics == {"cloze": "acc", "continuation": "acc", "docstring": "rouge1"}
+    assert results.averaged == {"cloze": "acc", "continuation": "acc"}
+    measured = duel_table(results, duels(results)).set_index(["basis", "measure"])["num_items"]
+    assert measured["equal parameters", "docstring"] == 60
+    write_report(CONFIG, list(study.artifacts.values()), tmp_path)
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert re.search(r"<span>docstring</span><small>rouge1, %\s+chance 16", page)
+    assert "The mean is over cloze (acc), continuation (acc)." in page
+    assert "Of docstring it is the ROUGE-1 of what was written, and chance that of the best constant line." in page
+    assert "ROUGE-1 more than 2 standard errors above that of the best constant line: docstring 2 of 2 models." in page
+    assert "ROUGE-1 F1 (%)" in (tmp_path / "task_docstring_by_bits.svg").read_text()
+    assert "Accuracy (acc, %)" in (tmp_path / "task_cloze_by_bits.svg").read_text()
+
+
+def add_with_rouge(study: FakeStudy, model_id: str) -> None:
+    """Add an evaluation whose task `docstring` has ROUGE in place of accuracies."""
+    made = study.add_evaluation(model_id, tasks=("cloze", "continuation", "docstring"))
+    scores = pd.read_csv(made.file("scores.csv"), keep_default_na=False)
+    own = scores["task"] == "docstring"
+    scores.loc[own, "metric"] = scores.loc[own, "metric"].map({"acc": "rouge1", "acc_norm": "rouge2"})
+    scores.loc[own, "chance"] = scores.loc[own, "metric"].map({"rouge1": 0.16, "rouge2": 0.02})
+    items = pd.read_csv(made.file("items.csv"), dtype={"document_id": str})
+    own = items["task"] == "docstring"
+    items = items.assign(rouge1=items["acc"].where(own)).assign(acc=items["acc"].mask(own))
+    documents = made.file("documents.csv").read_bytes()
+
+    def fill(draft):
+        scores.to_csv(draft.folder / "scores.csv", index=False)
+        items.to_csv(draft.folder / "items.csv", index=False)
+        (draft.folder / "documents.csv").write_bytes(documents)
+
+    config = EvaluateConfig(**made.manifest.config)
+    study.add(f"evaluation/{model_id}/held_out", "evaluate", config, {"model": model_id}, fill)
 
 
 def test_the_papers_averages_recompute_from_its_own_six():

@@ -1,6 +1,7 @@
 """Studies: what is wrong is refused at once, with file, key and remedy; what is right resolves as the paper says."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest

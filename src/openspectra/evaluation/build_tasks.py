@@ -8,6 +8,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,20 +17,32 @@ from openspectra.artifacts import Artifact, write_json
 from openspectra.data.corpus import Document, read_documents
 from openspectra.data.decoding import decoded_documents
 from openspectra.errors import ConfigError
-from openspectra.evaluation.config import TasksConfig
+from openspectra.evaluation.config import GENERATED_TOKENS, TasksConfig
+from openspectra.evaluation.generation import STOPS, docstrings, last_sentences
 from openspectra.evaluation.items import NUM_ENDINGS, Item, clozes, continuations, ending_pool, passage
 from openspectra.evaluation.minimal_pairs import minimal_pairs
+from openspectra.evaluation.rouge import METRICS, best_constant_line, rouge
 
 TASK_TABLE = "tasks.json"
-"""Per task: num_items, num_characters (what a model reads), chance level and metric to report first."""
+"""Per task: num_items, num_characters (what a model reads), chance level and metric to report first; of a generation task
+the line whose score is that chance level."""
 POOL_DOCUMENTS_PER_ITEM = 4
 """Documents per item wanted from which wrong endings come, and of ready tokens everything: bounds the work where the test
 split is very large."""
 MAX_BYTES_PER_WORD = 50
 """Above this a text has hardly any spaces, and perplexity per word overflows: it is left out."""
-
+WANTS = {
+    "minimal_pairs": " (only Python source yields such items)",
+    "docstring": " (only Python source with docstrings yields such items)",
+    "last_sentence": " (only paragraphs of sentences in Latin letters yield such items)",
+}
+"""Texts without which a task finds no items."""
 
 Generator = Callable[[Document, Random], Iterator[Item]]
+
+
+class Function(str):
+    """The name of a function, which lm-eval imports where it reads a task."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +57,8 @@ class Task:
     template: dict[str, Any]
     """Keys of lm-eval's task YAML: kind of request, and the fields of an item that fill it."""
     chance: float | None = None
-    """Expected accuracy of guessing."""
+    """Expected accuracy of guessing; of a generation task the score of the best constant line."""
+    constant_line: str | None = None
 
 
 def build_tasks(config: TasksConfig, corpus: Artifact, folder: Path, cwd_relative: str) -> dict[str, Any]:
@@ -75,6 +89,8 @@ def _build(
         "cloze": _cloze,
         "continuation": _continuation,
         "minimal_pairs": _minimal_pairs,
+        "docstring": partial(_generation, "docstring", docstrings),
+        "last_sentence": partial(_generation, "last_sentence", last_sentences),
     }
     tasks = [builders[name](config, documents) for name in config.tasks]
     _require_enough(config, place, tasks)
@@ -117,6 +133,24 @@ def _minimal_pairs(config: TasksConfig, documents: list[Document]) -> Task:
     return Task("minimal_pairs", items, "acc", {"acc": "mean"}, _multiple_choice("", "texts"), 1 / 2)
 
 
+def _generation(name: str, generator: Generator, config: TasksConfig, documents: list[Document]) -> Task:
+    """Return a task whose items are answered in words; `chance` of an item is what the best constant line scores on it."""
+    items = _draw(name, config, documents, generator)
+    targets = [item["target"] for item in items]
+    line = best_constant_line(targets) if items else None
+    items = [item | {"chance": rouge(item["target"], line)} for item in items]
+    chance = sum(item["chance"][METRICS[0]] for item in items) / max(1, len(items))
+    template = {
+        "output_type": "generate_until",
+        "doc_to_text": "context",
+        "doc_to_target": "target",
+        "target_delimiter": "",
+        "generation_kwargs": {"until": STOPS[name], "do_sample": False, "max_gen_toks": GENERATED_TOKENS},
+        "process_results": Function("openspectra.evaluation.rouge.scores"),
+    }
+    return Task(name, items, METRICS[0], dict.fromkeys(METRICS, "mean"), template, chance, line)
+
+
 def _multiple_choice(text: str, choices: str) -> dict[str, Any]:
     fields = {"doc_to_text": text, "doc_to_choice": choices, "doc_to_target": "label"}
     return {"output_type": "multiple_choice", **fields, "target_delimiter": ""}
@@ -151,7 +185,7 @@ def _require_enough(config: TasksConfig, place: str, tasks: list[Task]) -> None:
         key = "num_documents" if task.name == "held_out_text" else "num_items"
         wanted = getattr(config, key)
         if len(task.items) < wanted:
-            hint = " (only Python source yields such items)" if task.name == "minimal_pairs" else ""
+            hint = WANTS.get(task.name, "")
             problems.append(
                 f"built_tasks.{key}: task `{task.name}` finds {len(task.items)} items{hint} in {place}, "
                 f"and {wanted} are asked for; lower `{key}`, raise the text's `test_fraction`, or leave it out of `built_tasks.tasks`."
@@ -172,13 +206,24 @@ def _write_task(task: Task, folder: Path, cwd_relative: str) -> None:
         "test_split": "test",
         **task.template,
         "metric_list": [
-            {"metric": name, "aggregation": aggregation, "higher_is_better": name.startswith("acc")}
+            {"metric": name, "aggregation": aggregation, "higher_is_better": name.startswith(("acc", "rouge"))}
             for name, aggregation in task.metrics.items()
         ],
         "metadata": {"version": 1.0},
     }
-    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
+    text = yaml.dump(config, Dumper=_dumper(), sort_keys=False, allow_unicode=True, width=120)
     (folder / f"{task.name}.yaml").write_text(text, encoding="utf-8")
+
+
+def _dumper():
+    """Return PyYAML's safe writer, which also writes what lm-eval reads as a function."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    Dumper.add_representer(Function, lambda dumper, name: dumper.represent_scalar("!function", name))
+    return Dumper
 
 
 def _summary(task: Task) -> dict[str, Any]:
@@ -187,6 +232,7 @@ def _summary(task: Task) -> dict[str, Any]:
         "num_characters": sum(_num_characters(item) for item in task.items),
         "chance": task.chance,
         "main_metric": task.main_metric,
+        **({"constant_line": task.constant_line.strip()} if task.constant_line else {}),
     }
 
 

@@ -8,9 +8,15 @@ from pydantic import Field, model_validator
 from openspectra.config import Config, PositiveInt, Seed, Text
 from openspectra.data.config import DataPath
 
-BuiltTask = Literal["held_out_text", "cloze", "continuation", "minimal_pairs"]
+BuiltTask = Literal["held_out_text", "cloze", "continuation", "minimal_pairs", "docstring", "last_sentence"]
 """The benchmarks that a study can build from its test split; any other task is lm-eval's."""
 BUILT_TASKS: tuple[BuiltTask, ...] = get_args(BuiltTask)
+GENERATION_TASKS: tuple[BuiltTask, ...] = ("docstring", "last_sentence")
+"""Those whose items a model answers in words of its own; they are built where a study names them."""
+PROMPT_CHARACTERS = 400
+"""Longest prompt of a generation task: some 170 tokens of a small vocabulary."""
+GENERATED_TOKENS = 64
+"""Tokens after which a model that does not stop by itself is stopped."""
 SNIPPET_BYTES = (24, 110)
 """Length of a statement of `minimal_pairs`. The longest must fit into a model's context even at one token per byte."""
 
@@ -25,8 +31,10 @@ class TasksConfig(Config):
     """Characters of each such document, from its beginning."""
     num_items: PositiveInt
     """Items per task."""
-    tasks: Annotated[list[BuiltTask], Field(min_length=1)] = list(BUILT_TASKS)
-    """Which are built; `minimal_pairs` needs Python source."""
+    tasks: Annotated[list[BuiltTask], Field(min_length=1)] = [
+        task for task in BUILT_TASKS if task not in GENERATION_TASKS
+    ]
+    """Which are built; `minimal_pairs` and `docstring` need Python source, `last_sentence` paragraphs of sentences."""
 
 
 FILE_READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}

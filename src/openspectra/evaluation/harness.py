@@ -209,11 +209,13 @@ def _load_built_task(name: str, num_items: int, num_fewshot: int, index: Index) 
 
     `datasets` knows a file it has seen by path and time alone; an empty cache makes it read the content.
     """
+    from lm_eval.tasks._yaml_loader import load_yaml
+
     folder, _ = index.built
     entry, data_file = task_manager(*index).task_index[name], folder / f"{name}.jsonl"
     with tempfile.TemporaryDirectory(prefix="openspectra-") as empty:
         source = {"data_files": {"test": str(data_file)}, "cache_dir": empty, "keep_in_memory": True}
-        loaded = task_manager(*index).load({**entry.cfg, "dataset_kwargs": source})
+        loaded = task_manager(*index).load({**load_yaml(entry.yaml_path), "dataset_kwargs": source})
     if entry.yaml_path.parent != folder or len(loaded["tasks"][name].eval_docs) != num_items:
         raise DamagedArtifactError(
             f"{entry.yaml_path}: did not load the {num_items} items of {data_file}; rerun stage `tasks`."

@@ -52,7 +52,7 @@ def minimal_pairs(document: Document, random: Random) -> Iterator[Item]:
 
 def _snippets(text: str, random: Random) -> list[str]:
     """Return the statements of a module that are valid when standing alone, shuffled; none where it is no Python."""
-    tree = _parse(text)
+    tree = parse(text)
     if not tree:
         return []
     lines = text.split("\n")
@@ -60,7 +60,7 @@ def _snippets(text: str, random: Random) -> list[str]:
     texts = {textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno])).rstrip(): None for node in statements}
     fitting = [text for text in texts if SNIPPET_BYTES[0] <= len(text.encode()) <= SNIPPET_BYTES[1]]
     random.shuffle(fitting)
-    return [text for text in fitting if _parse(text)]
+    return [text for text in fitting if parse(text)]
 
 
 def _broken(snippet: str, kind: str, random: Random) -> Iterator[str]:
@@ -69,11 +69,11 @@ def _broken(snippet: str, kind: str, random: Random) -> Iterator[str]:
     random.shuffle(matches)
     for match in matches:
         edited = snippet[: match.start()] + replacement(match) + snippet[match.end() :]
-        if not _parse(edited):
+        if not parse(edited):
             yield edited
 
 
-def _parse(text: str) -> ast.Module | None:
+def parse(text: str) -> ast.Module | None:
     """Return the syntax tree of `text`, or None where the interpreter's own parser refuses it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -10,6 +10,7 @@ from typing import Any
 
 from openspectra.artifacts import write_csv
 from openspectra.errors import OpenSpectraError
+from openspectra.evaluation.rouge import METRICS as ROUGE
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class Scores:
                         task, metric, [sample for sample in samples if sample["filter"] == metric_filter]
                     ),
                     "num_samples": values["sample_len"],
-                    "chance": _chance(task, samples) if metric.startswith("acc") else None,
+                    "chance": _chance(task, metric, samples),
                 }
             )
         return rows
@@ -158,15 +159,18 @@ def _stderr(task, metric: str, samples: list[Row]) -> float | None:
     return float(mean_stderr([sample[metric] for sample in samples]))
 
 
-def _chance(task, samples: list[Row]) -> float | None:
+def _chance(task, metric: str, samples: list[Row]) -> float | None:
     """Return the expected accuracy of guessing: the mean over items of what the item states, or of 1 / choices.
 
-    None where the task has rules of its own for what is right: of BBQ's twelve choices ten say that nobody can know.
+    An item that is answered in words states by metric what the best constant line scores on it. None where the task has
+    rules of its own for what is right: of BBQ's twelve choices ten say that nobody can know.
     """
-    if not samples:
+    is_accuracy = metric.startswith("acc")
+    if not samples or not (is_accuracy or metric in ROUGE):
         return None
     if all("chance" in sample["doc"] for sample in samples):
-        return sum(sample["doc"]["chance"] for sample in samples) / len(samples)
-    if task.OUTPUT_TYPE == "multiple_choice" and not task.config.process_results:
+        levels = [sample["doc"]["chance"] for sample in samples]
+        return sum(level if is_accuracy else level[metric] for level in levels) / len(samples)
+    if is_accuracy and task.OUTPUT_TYPE == "multiple_choice" and not task.config.process_results:
         return sum(1 / len(task.doc_to_choice(sample["doc"])) for sample in samples) / len(samples)
     return None

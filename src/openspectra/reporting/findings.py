@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from openspectra.identity import kind_label
 from openspectra.reporting.formats import interval_text, signed
-from openspectra.reporting.load import Results
+from openspectra.reporting.load import ROUGE, Results
 from openspectra.reporting.statistics import LEVEL_TEXT, DocumentLosses, main_scores
 from openspectra.reporting.tables import Gap
 
@@ -131,10 +131,15 @@ def _above_chance(results: Results) -> list[str]:
     main = main_scores(results.scores, results.main_metrics).dropna(subset=["value", "stderr", "chance"])
     main = main[~main["model_id"].isin({str(model.id) for model in results.single_sets})]
     clear = main["value"] > main["chance"] + CLEAR * main["stderr"]
-    counts = [
-        f"{task} {clear[rows.index].sum()} of {len(rows)} models" for task, rows in main.groupby("task", sort=True)
-    ]
-    return [f"Accuracy more than {CLEAR} standard errors above chance: {', '.join(counts)}."] if counts else []
+    counts: dict[str, list[str]] = {}
+    for task, rows in main.groupby("task", sort=True):
+        what = (
+            "ROUGE-1 more than {} standard errors above that of the best constant line"
+            if results.main_metrics[task] == ROUGE
+            else "Accuracy more than {} standard errors above chance"
+        )
+        counts.setdefault(what.format(CLEAR), []).append(f"{task} {clear[rows.index].sum()} of {len(rows)} models")
+    return [f"{what}: {', '.join(found)}." for what, found in counts.items()]
 
 
 def _label(gap: Gap) -> str:

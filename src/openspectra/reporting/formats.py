@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from openspectra.reporting.load import ROUGE
 from openspectra.reporting.statistics import Interval
 
 MINUS = "\u2212"
@@ -46,6 +47,11 @@ def scaled(value: float, digits: int = 3) -> str:
 def size_unit(largest_bits: float) -> tuple[str, float]:
     """Return unit and divisor in which sizes up to `largest_bits` read well."""
     return ("Gbit", 1e9) if largest_bits >= 1e9 else ("Mbit", 1e6)
+
+
+def score_label(metric: str) -> str:
+    """Return what stands at the axis of a score in percent."""
+    return "ROUGE-1 F1 (%)" if metric == ROUGE else f"Accuracy ({metric}, %)"
 
 
 def signed(value: float, decimals: int = 4) -> str:

@@ -27,6 +27,8 @@ CURVE_COLUMNS = ("step", "tokens_seen")
 CURVE_TEXT = ("layer", "source")
 ACCURACY_METRICS = ("acc_norm", "acc", "exact_match")
 """Metrics that may stand for a task, best first, where its builder names none."""
+ROUGE = "rouge1"
+"""What stands for the generation tasks of a study; in no mean with accuracies."""
 PAPER_AVERAGE = {
     "arc_challenge": "acc_norm",
     "arc_easy": "acc_norm",
@@ -125,11 +127,11 @@ class Results:
 
     @cached_property
     def main_metrics(self) -> dict[str, str]:
-        """Accuracy tasks in order, each with the metric that stands for it; the parts of groups are left out."""
+        """Tasks in order, each with the accuracy or ROUGE that stands for it; the parts of groups are left out."""
         found = {}
         for task, rows in self.scores[~self.scores["is_part"].astype(bool)].groupby("task", sort=True):
             named = self.task_facts.get(task.partition(" (")[0], {}).get("main_metric")
-            choices = [metric for metric in (named, *ACCURACY_METRICS) if metric in ACCURACY_METRICS]
+            choices = [metric for metric in (named, *ACCURACY_METRICS) if metric in (*ACCURACY_METRICS, ROUGE)]
             metric = next((choice for choice in choices if choice in set(rows["metric"])), None)
             if metric:
                 found[task] = metric
@@ -137,8 +139,9 @@ class Results:
 
     @cached_property
     def averaged(self) -> dict[str, str]:
-        """The tasks of the mean accuracy with their metrics: the paper's six where all are there, else every one."""
-        return PAPER_AVERAGE if self.has_paper_average else self.main_metrics
+        """The tasks of the mean accuracy with their metrics: the paper's six where all are there, else all accuracies."""
+        accuracies = {task: metric for task, metric in self.main_metrics.items() if metric != ROUGE}
+        return PAPER_AVERAGE if self.has_paper_average else accuracies
 
     @property
     def has_paper_average(self) -> bool:

@@ -29,8 +29,8 @@ from openspectra.reporting.config import ReportConfig
 from openspectra.reporting.data_card import data_card
 from openspectra.reporting.drawing import Drawing
 from openspectra.reporting.findings import findings
-from openspectra.reporting.formats import counted
-from openspectra.reporting.load import Results
+from openspectra.reporting.formats import counted, score_label
+from openspectra.reporting.load import ROUGE, Results
 from openspectra.reporting.more_figures import more_section
 from openspectra.reporting.perplexity import perplexity_section
 from openspectra.reporting.provenance import AssumptionList, LineageTable
@@ -189,6 +189,7 @@ def scaling_section(results: Results, model_table: pd.DataFrame) -> Section:
             "Accuracy by parameters and by size in bits",
             "Accuracy against the number of parameters and against the size in bits; higher is better. "
             f"{_origin(results)}Thin bars: one standard error each way. Dashed: chance."
+            + _rouge_note(results)
             + _mean_note(results)
             + _sets_note(results),
             [drawing for score in _accuracies(results) for drawing in _panels(score)],
@@ -441,14 +442,14 @@ def _accuracies(results: Results) -> list[Score]:
     """Return the mean accuracy where there are several tasks, then each task, all in percent."""
     main = main_scores(results.scores, results.main_metrics)
     scores = []
-    if len(results.main_metrics) > 1:
+    if len(results.averaged) > 1:
         mean = mean_accuracy(results.scores, results.averaged)
         chance = _chance(main[main["task"].isin(results.averaged)])
         title = PAPER_MEAN if results.has_paper_average else MEAN
         scores.append(Score("mean_accuracy", title, "Accuracy (%)", _in_percent(results, mean), chance))
     for task, metric in results.main_metrics.items():
         rows = main[main["task"] == task]
-        name, label = file_name(f"task_{task}"), f"Accuracy ({metric}, %)"
+        name, label = file_name(f"task_{task}"), score_label(metric)
         scores.append(Score(name, task, label, _in_percent(results, rows), _chance(rows)))
     return scores
 
@@ -476,6 +477,14 @@ def _runs(results: Results) -> str:
         return "One training run per model"
     most = max(map(len, results.seeds.values()))
     return f"Up to {most} training runs per model, which differ in their seed; figures show the first"
+
+
+def _rouge_note(results: Results) -> str:
+    """Return what the score of the generation tasks is."""
+    tasks = [task for task, metric in results.main_metrics.items() if metric == ROUGE]
+    if not tasks:
+        return ""
+    return f" Of {', '.join(tasks)} it is the ROUGE-1 of what was written, and chance that of the best constant line."
 
 
 def _mean_note(results: Results) -> str:

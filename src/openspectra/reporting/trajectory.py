@@ -19,6 +19,7 @@ from openspectra.reporting.drawing import (
     to_drawing,
     tokens_axis,
 )
+from openspectra.reporting.formats import score_label
 from openspectra.reporting.load import Model, Results
 from openspectra.reporting.section import FigureGroup, Section
 from openspectra.reporting.statistics import document_losses, main_scores
@@ -118,7 +119,8 @@ def _panel(results: Results, measure: str, size: str, models: list[Model], table
             axes.plot(
                 tokens, factor * rows["value"], color=colour, lw=1.3, marker=marker_of(model.id.kind), ms=4, label=label
             )
-        chances = results.scores.loc[results.scores["task"] == measure, "chance"].dropna()
+        main = main_scores(results.scores, results.main_metrics)
+        chances = main.loc[main["task"] == measure, "chance"].dropna()
         if len(chances):
             axes.axhline(100 * chances.iloc[0], color=INK, lw=0.8, ls=(0, (4, 3)))
             axes.annotate(
@@ -130,7 +132,7 @@ def _panel(results: Results, measure: str, size: str, models: list[Model], table
                 **NOTE,
                 ha="right",
             )
-        label = "Nats per token" if measure == TEST_LOSS else f"Accuracy ({results.main_metrics[measure]}, %)"
+        label = "Nats per token" if measure == TEST_LOSS else score_label(results.main_metrics[measure])
         axes.set(title=f"{measure[0].upper()}{measure[1:]}, {size}", ylabel=label)
         tokens_axis(axes)
         legend_below(figure, axes, columns=2)

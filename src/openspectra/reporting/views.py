@@ -271,7 +271,8 @@ def _accuracy_cell(model: Model, task: str, scores: pd.DataFrame) -> Cell:
 
 
 def _task_unit(results: Results, task: str, metric: str) -> str:
-    chances = results.scores.loc[results.scores["task"] == task, "chance"].dropna()
+    main = main_scores(results.scores, results.main_metrics)
+    chances = main.loc[main["task"] == task, "chance"].dropna()
     chance = f"chance {percent(chances.iloc[0], 0)}\u00a0%" if len(chances) else "chance not given"
     return f"{metric}, %\n{chance}"
 
