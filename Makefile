@@ -2,7 +2,7 @@
 #   PYTHON       interpreter of the virtual environment, 3.11 or 3.12 (default: python3)
 #   TORCH_INDEX  package index for torch alone, such as PyTorch's own index of CPU wheels (default: pip's)
 #   PYTEST_ARGS  more arguments for pytest
-#   STUDY, PORT  of `make ui` (default: demo, 5000)
+#   STUDY, PORT  of `make ui` and `make rates` (default: demo, 5000)
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
@@ -60,10 +60,10 @@ demo: env  ## run the demo study; its report opens in any browser
 ui: env  ## MLflow's UI of a study, on this machine: make ui STUDY=demo PORT=5000
 	@openspectra track ui $(STUDY) --port $(PORT)
 
-rates: env  ## sweep the demo's peak rates and record the table that the demo reads
-	@snakemake --cores all --quiet host rules --config study=demo-rates report
-	@{ echo "# make rates, $$(date -u +%F), $$(nproc) cores, $$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1)"; \
-	  cat reports/demo-rates/rates.csv; } > resources/demo-rates.csv
+rates: env  ## sweep a study's peak rates and record the table that it reads: make rates STUDY=demo, or tbt
+	@snakemake report --cores all --quiet host rules --config study=$(STUDY)-rates
+	@{ echo "# make rates STUDY=$(STUDY), $$(date -u +%F), $$(nproc) cores, $$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1)"; \
+	  cat reports/$(STUDY)-rates/rates.csv; } > resources/$(STUDY)-rates.csv
 
 readme: demo  ## write the demo's tables into README.md
 	@mkdir -p resources/demo && cp reports/demo/{models,scores,gaps}.csv resources/demo

@@ -29,6 +29,11 @@ CHANCE = {"cloze": 0.25, "continuation": 0.25, "minimal_pairs": 0.5}
 PENALTY = {None: 0.0, 8: 0.0002, 6: 0.0015, 4: 0.03, 3: 0.12}
 """Nats per token that quantizing to so many bits costs in this study."""
 BITS_PER_WEIGHT = {"floatlm": 16, "trilm": 1.58, "bilm": 1, "bitnet": 1.58, 8: 8, 6: 6, 4: 4.25, 3: 3.25}
+TBT_COSTS = {"tbt_w2a16": 0.1, "tbt_w2a8": 0.11, "tbt_w2a2": 0.5, "tbt_w1a16": 0.25, "tbt_w1a8": 0.27, "tbt_w1a1": 0.9}
+"""Nats per token above FloatLM."""
+BITS_PER_WEIGHT |= {family: 1.58 if family.startswith("tbt_w2") else 1 for family in TBT_COSTS}
+TEACHER_GAIN = 0.05
+ATTENTION_PLACES = ("query", "key", "value", "probabilities", "qkv", "out")
 LAYER_KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 BIN_EDGES = np.arange(-3, 3.25, 0.25)
 
@@ -146,6 +151,17 @@ class FakeStudy:
             for model_id in [f"floatlm/{size}", f"trilm/{size}", *(f"quantlm/{size}-{bits}bit" for bits in widths)]:
                 self.add_evaluation(model_id)
 
+    def add_low_bit_activations(self, size: str = "0.4M", left_out: tuple[str, ...] = ()) -> None:
+        """Add FloatLM, TriLM, BiLM, BitNet and the six TBT families of one size, one of them distilled too; evaluated."""
+        self.add_data()
+        families = [name for name in ("floatlm", "trilm", "bilm", "bitnet", *TBT_COSTS) if name not in left_out]
+        for model_id in [*(f"{family}/{size}" for family in families), f"tbt_w2a2/{size}+distilled"]:
+            family = model_id.partition("/")[0]
+            config = pretrain_config(model_id)
+            levels = {"levels.csv": level_rows(config)} if family in ("tbt_w2a2", "tbt_w1a1") else {}
+            self.add_pretrained(model_id, records=levels)
+            self.add_evaluation(model_id)
+
     def add_sweep(self, sizes=("0.4M",), rates=(2e-3, 4e-3, 8e-3, 1.6e-2)) -> None:
         """Add a sweep: FloatLM best at an inner rate, TriLM at the highest."""
         self.add_data()
@@ -243,7 +259,8 @@ def expected_loss(model_id: ModelId) -> float:
         base = {"0.4M": 3.42, "1.1M": 3.11, "2.6M": 2.87}[model_id.size]
         gap = {"0.4M": 0.09, "1.1M": 0.04, "2.6M": -0.015}[model_id.size]
     gap = gap if model_id.family == "trilm" else 0.0
-    gap += {"bilm": 0.2, "bitnet": 0.12}.get(model_id.family, 0.0)
+    gap += ({"bilm": 0.2, "bitnet": 0.12} | TBT_COSTS).get(model_id.family, 0.0)
+    gap -= TEACHER_GAIN if model_id.variant == "distilled" else 0.0
     return base + gap + PENALTY[model_id.bits] + 0.005 * (model_id.calibration or 0)
 
 
@@ -273,12 +290,36 @@ def ternary_rows(config: PretrainConfig) -> pd.DataFrame:
                         "tokens_seen": step * config.tokens_per_step,
                         "layer": f"model.layers.{depth}.{block}.{kind}",
                         "num_weights": config.shape.hidden_size**2 * (1 if number < 4 else 3),
-                        "sparsity": 0.0 if config.family == "bilm" else zeros + 0.02 * done * math.sin(2 * depth),
+                        "sparsity": 0.0
+                        if config.family == "bilm" or config.family.startswith("tbt_w1")
+                        else zeros + 0.02 * done * math.sin(2 * depth),
                         "flip_rate": 0.2 * (1 - done) if step else 0.0,
                         "scale": 0.064 * (1 + done) * 16 / math.sqrt(config.shape.hidden_size),
                         "latents_below": shares[0],
                         **{f"latents_from_{edge:g}": share for edge, share in zip(BIN_EDGES, shares[1:], strict=True)},
                     }
+                )
+    return pd.DataFrame(rows)
+
+
+def level_rows(config: PretrainConfig) -> pd.DataFrame:
+    """Return rows by step and place of learned scales that shrink, unlike in the blocks; shares of three or two levels."""
+    rows = []
+    for step in (500, 1500):
+        for depth in range(config.shape.num_hidden_layers):
+            for place in (*(f"self_attn.{name}" for name in ATTENTION_PLACES), "mlp.gate_up", "mlp.down"):
+                shares = {-1: 0.25, 0: 0.5, 1: 0.25} if config.family == "tbt_w2a2" else {-1: 0.5, 1: 0.5}
+                if place.endswith("probabilities"):
+                    shares = {0: 0.9, 1: 0.095, 2: 0.005} if config.family == "tbt_w2a2" else {0: 0.75, 1: 0.25}
+                rows.append(
+                    {
+                        "step": step,
+                        "tokens_seen": step * config.tokens_per_step,
+                        "place": f"model.layers.{depth}.{place}",
+                    }
+                    | {"scale": (1 + depth) * (2 - step / 1500)}
+                    | {f"share_of_{number}": shares.get(number, 0.0) for number in (-1, 0, 1, 2)}
+                    | {"entropy_bits": -sum(share * math.log2(share) for share in shares.values())}
                 )
     return pd.DataFrame(rows)
 

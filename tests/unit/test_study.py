@@ -177,10 +177,11 @@ def test_rates_come_from_the_row_with_the_lowest_validation_loss(tmp_path):
     assert study.pretrained["floatlm/2L"].peak_lr == 0.002
 
 
-def test_sweep_plans_nothing_that_reads_the_test_split(monkeypatch):
+@pytest.mark.parametrize("name", ["demo-rates", "tbt-rates"])
+def test_sweep_plans_nothing_that_reads_the_test_split(monkeypatch, name):
     monkeypatch.chdir(ROOT)
-    study = load_study(ROOT / "studies" / "demo-rates.yaml")
-    planned = resolved_configs(study, "demo-rates")
+    study = load_study(ROOT / "studies" / f"{name}.yaml")
+    planned = resolved_configs(study, name)
     assert not [path for path in planned if path.startswith(("tasks", "evaluation", "tokens/test"))]
 
 
@@ -190,6 +191,17 @@ def test_demo_and_its_sweep_train_the_same_way(monkeypatch):
     for model_id, recipe in demo.pretrained.items():
         twin = sweep.pretrained[f"{model_id}+lr{rate_label(recipe.peak_lr)}"]
         assert recipe.model_dump(exclude={"model_id"}) == twin.model_dump(exclude={"model_id"})
+
+
+def test_low_bit_activations_are_trained_as_their_sweep_and_the_demo_are(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    study, sweep, demo = (load_study(ROOT / "studies" / f"{name}.yaml") for name in ("tbt", "tbt-rates", "demo"))
+    plain = {model_id: run for model_id, run in study.pretrained.items() if not ModelId.parse(model_id).variant}
+    assert len(plain) == 10 and study.data_configs == demo.data_configs
+    for model_id, run in plain.items():
+        twin = demo.pretrained.get(model_id) or sweep.pretrained[f"{model_id}+lr{rate_label(run.peak_lr)}"]
+        assert run.model_dump(exclude={"model_id"}) == twin.model_dump(exclude={"model_id"})
+    assert len({tuple(rates) for rates in sweep.rates.values()}) == 1  # as many chances for each family
 
 
 @pytest.mark.parametrize(("rate", "label"), [(0.004, "4e-3"), (0.016, "1.6e-2"), (1.0, "1e0"), (0.00024, "2.4e-4")])

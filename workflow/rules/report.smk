@@ -1,4 +1,4 @@
-from openspectra.reporting.config import PUBLISHED
+from openspectra.reporting.config import PUBLISHED, PUBLISHED_TBT
 
 REPORTED = [f"{RESULTS}/{name}/manifest.json" for name in plan_of(STUDY).artifacts]
 
@@ -9,6 +9,7 @@ rule render_report:
         artifacts=REPORTED,
         rates=STUDY.rates_tables,
         paper=str(PUBLISHED),
+        tbt=[str(PUBLISHED_TBT)] if any(name.startswith("tbt_") for name in STUDY.families) else [],
         study=study_files(Path(STUDY_FILE)),  # read for its assumptions, which stand in comments
     output:
         manifest=f"{REPORTS}/manifest.json",

@@ -6,6 +6,8 @@ from openspectra.config import Config, PositiveInt, Seed
 
 PUBLISHED = Path("resources/paper/results.csv")
 """The paper's numbers, in a project's folder."""
+PUBLISHED_TBT = PUBLISHED.with_name("tbt_results.csv")
+"""Beside it: the numbers of the paper whose families round activations too (arXiv 2306.01841)."""
 
 
 class ReportConfig(Config):

@@ -24,7 +24,7 @@ MODEL_STAGES = ("pretrain", "release", "checkpoint", "quantize")
 HELD_OUT = "held_out_text"
 """The task whose documents are the test text of a study."""
 CURVE_COLUMNS = ("step", "tokens_seen")
-CURVE_TEXT = ("layer", "source")
+CURVE_TEXT = ("layer", "source", "place")
 ACCURACY_METRICS = ("acc_norm", "acc", "exact_match")
 """Metrics that may stand for a task, best first, where its builder names none."""
 ROUGE = "rouge1"

@@ -46,7 +46,7 @@ def write_report(
     if results.is_sweep:
         found.append(sections.sweep_section(results))
     else:
-        found += sections.study_sections(config, results, losses)
+        found += sections.study_sections(config, results, losses, paper)
         found += [sections.conformance_section(results, paper)] if paper else []
         found += [sections.rates_section(results, rates_table)] if rates_table else []
     found += sections.closing_sections(config, results, study)

@@ -25,7 +25,8 @@ from openspectra.reporting import (
     twins,
     views,
 )
-from openspectra.reporting.config import ReportConfig
+from openspectra.reporting.activations import activations_section
+from openspectra.reporting.config import PUBLISHED_TBT, ReportConfig
 from openspectra.reporting.data_card import data_card
 from openspectra.reporting.drawing import Drawing
 from openspectra.reporting.findings import findings
@@ -50,15 +51,19 @@ PAPER_MEAN = "Mean of the paper's six"
 PAPER_SPAN = (99.74e6, 3.989e9)  # paper, table of models: smallest and largest
 
 
-def study_sections(config: ReportConfig, results: Results, losses: DocumentLosses) -> list[Section]:
-    """Return what an ordinary study found."""
+def study_sections(
+    config: ReportConfig, results: Results, losses: DocumentLosses, paper: Path | None = None
+) -> list[Section]:
+    """Return what an ordinary study found. `paper` is the table of the paper's numbers, beside which other papers' lie."""
     gaps = tables.paired_gaps(results, losses)
+    published = paper and paper.with_name(PUBLISHED_TBT.name)
     model_table = tables.model_table(results, losses)
     return [
         Section("findings", "What was found", "Findings", notes=findings(results, losses, gaps)),
         models_section(config, results, losses, model_table),
         scaling_section(results, model_table),
         gaps_section(results, losses, gaps),
+        activations_section(results, losses, published if published and published.is_file() else None),
         seeds_section(results, losses),
         perplexity_section(results, config.num_resamples, config.seed),
         duels_section(results),

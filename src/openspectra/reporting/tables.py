@@ -85,7 +85,8 @@ def score_table(results: Results) -> pd.DataFrame:
 
 def paired_gaps(results: Results, losses: DocumentLosses) -> list[Gap]:
     """Return the gap of every model to the FloatLM of its size and variant, in the order of the models."""
-    return [_gap(model, results, losses) for model in results.models if model.id.family != "floatlm"]
+    others = [model for model in results.models if model.id.family != "floatlm"]
+    return [gap_between(model, model.id.float_parent, results, losses) for model in others]
 
 
 def gap_table(gaps: list[Gap], losses: DocumentLosses) -> pd.DataFrame:
@@ -140,14 +141,14 @@ def _model_row(model: Model, losses: DocumentLosses) -> dict[str, Any]:
         "size": model.id.size,
         "bits": nominal_bits(model.id),
         **{key: model.metric(key) for key in MODEL_METRICS},
-        **_rounded("test_loss", loss),
+        **rounded("test_loss", loss),
         "bits_per_byte": None if bits_per_byte is None else round(bits_per_byte, DECIMALS),
         "missing": reason or "",
     }
 
 
-def _gap(model: Model, results: Results, losses: DocumentLosses) -> Gap:
-    baseline_id = model.id.float_parent
+def gap_between(model: Model, baseline_id: ModelId, results: Results, losses: DocumentLosses) -> Gap:
+    """Return the test loss of a model minus that of another, or why there is none."""
     baseline = results.by_id.get(str(baseline_id))
     missing = _missing_gap(model, baseline, baseline_id, losses)
     return Gap(
@@ -177,7 +178,7 @@ def _gap_row(gap: Gap, losses: DocumentLosses) -> dict[str, Any]:
         "model_id": str(gap.model.id),
         "baseline_id": str(gap.baseline_id),
         "size": gap.model.id.size,
-        **_rounded(DIFFERENCE, gap.interval),
+        **rounded(DIFFERENCE, gap.interval),
         "num_documents": losses.num_documents if gap.interval else None,
         **gap.training,
         **dict(zip(BASELINE_KEYS, gap.baseline_training.values(), strict=True)),
@@ -185,7 +186,8 @@ def _gap_row(gap: Gap, losses: DocumentLosses) -> dict[str, Any]:
     }
 
 
-def _rounded(name: str, interval: Interval | None) -> dict[str, float | None]:
+def rounded(name: str, interval: Interval | None) -> dict[str, float | None]:
+    """Return the columns `name`, `name_low` and `name_high` of an interval; without one they are empty."""
     bounds = (interval.value, interval.low, interval.high) if interval else (None, None, None)
     values = [None if bound is None else round(bound, DECIMALS) for bound in bounds]
     return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))

@@ -54,7 +54,7 @@ def sparsity_profile(found: list[Matrices]) -> list[Drawing]:
     if not found:
         return []
     kinds, size = found[0].kinds, found[0].model.id.size
-    with _rows_panel(kinds) as (figure, axes):
+    with _rows_panel(kinds, legend_rows=-(-len(found) // LEGEND_COLUMNS)) as (figure, axes):
         for matrices in found:
             look = {"color": colour_of(matrices.model.id.kind), "marker": marker_of(matrices.model.id.kind)}
             label = kind_label(matrices.model.id.kind)
@@ -130,9 +130,9 @@ def _histogram_panel(matrices: Matrices) -> Drawing:
 
 
 @contextmanager
-def _rows_panel(kinds: list[str]) -> Iterator[tuple[Figure, Axes]]:
+def _rows_panel(kinds: list[str], legend_rows: int = 1) -> Iterator[tuple[Figure, Axes]]:
     """Yield a panel with one row per kind of layer, the first on top, at heights that count up from 0."""
-    with panel((SMALL_INCHES[0], ROW_INCHES * len(kinds)), legend_rows=1) as (figure, axes):
+    with panel((SMALL_INCHES[0], ROW_INCHES * len(kinds)), legend_rows) as (figure, axes):
         axes.set_yticks(range(len(kinds)), [kind.removesuffix("_proj") for kind in reversed(kinds)])
         axes.set_ylim(-0.6, len(kinds) - 0.4)
         axes.hlines(

@@ -160,7 +160,8 @@ def _after_start(curve: pd.DataFrame) -> pd.DataFrame:
 
 def _sweep_panel(size: str, table: pd.DataFrame, chosen: list[Choice]) -> Drawing:
     diverged = diverged_rows(table)
-    with panel(SMALL_INCHES, legend_rows=2 if diverged.any() else 1) as (figure, axes):
+    num_entries = table[~diverged]["family"].nunique() + table[diverged]["family"].nunique()
+    with panel(SMALL_INCHES, legend_rows=-(-num_entries // 2)) as (figure, axes):
         for family, rows in table[~diverged].groupby("family", sort=True):
             axes.plot(
                 rows["peak_lr"], rows["valid_loss"], color=colour_of(family), lw=1.3, marker=marker_of(family), ms=5,

@@ -22,6 +22,7 @@ class BitNet(Family):
     legend_order = 4
     look = Look("#9a7400", "#d6b24a", marker="<")
     bits_per_weight = TriLM.bits_per_weight
+    activation_bits = 8
     is_stock_llama = False
     # ASSUME: the norm before each linear layer replaces the learned norms of the block, as in BitNet; the final one stays
     has_block_norms = False

@@ -40,6 +40,8 @@ class Family(ABC):
     look: Look
     bits_per_weight: float
     """What one linear weight costs by the paper's rule for sizes."""
+    activation_bits: int = 16
+    """Bits of the values that the linear layers read; 16: as they are."""
     is_stock_llama: bool = True
     """Whether unmodified `transformers` computes the same from the exported weights."""
     has_block_norms: bool = True
