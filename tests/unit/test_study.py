@@ -198,9 +198,9 @@ def test_low_bit_activations_are_trained_as_their_sweep_and_the_demo_are(monkeyp
     study, sweep, demo = (load_study(ROOT / "studies" / f"{name}.yaml") for name in ("tbt", "tbt-rates", "demo"))
     plain = {model_id: run for model_id, run in study.pretrained.items() if not ModelId.parse(model_id).variant}
     assert len(plain) == 10 and study.data_configs == demo.data_configs
-    for model_id, run in plain.items():
-        twin = demo.pretrained.get(model_id) or sweep.pretrained[f"{model_id}+lr{rate_label(run.peak_lr)}"]
-        assert run.model_dump(exclude={"model_id"}) == twin.model_dump(exclude={"model_id"})
+    for model_id, recipe in plain.items():
+        twin = demo.pretrained.get(model_id) or sweep.pretrained[f"{model_id}+lr{rate_label(recipe.peak_lr)}"]
+        assert recipe.model_dump(exclude={"model_id"}) == twin.model_dump(exclude={"model_id"})
     assert len({tuple(rates) for rates in sweep.rates.values()}) == 1  # as many chances for each family
 
 
