@@ -91,13 +91,18 @@ def plan(
     price: Annotated[float | None, typer.Option(min=0, help="Money for a GPU hour.")] = None,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure this machine first, two minutes.")] = False,
     chart: Annotated[bool, typer.Option("--chart", help="Print a flow chart (Mermaid) of the stages instead.")] = False,
+    page: Annotated[Path | None, typer.Option("--page", help="Write the tables into this HTML file instead.")] = None,
 ) -> None:
-    """Say what a study will cost: jobs, hours, tokens, operations, disk and money, by size and by stage, and why."""
+    """Say what a study will cost: jobs, hours, tokens, operations, disk and money, by size and by stage, and why.
+
+    Beside it stands what the jobs that are done took.
+    """
     from rich.console import Console
 
     from openspectra import planning
-    from openspectra.plan_view import diagram, plan_tables
+    from openspectra.plan_view import diagram, plan_page, plan_tables
     from openspectra.study import load_study
+    from openspectra.writing import disk_errors, write_atomically
 
     path = _study_file(study)
     loaded, results = load_study(path), Path("results", path.stem)
@@ -112,9 +117,14 @@ def plan(
     if chart:
         _say(diagram(planned, results), keep="\n")
         return
+    tables = plan_tables(planned, planning.devices_of(planned, gpus), price, results)
+    if page:
+        with disk_errors(page):
+            write_atomically(page, plan_page(tables, loaded.title, WIDTH).encode())
+        return
     console = Console(highlight=False)
     console = console if console.is_terminal else Console(width=WIDTH, highlight=False)
-    console.print(plan_tables(planned, planning.devices_of(planned, gpus), price, results))
+    console.print(tables)
 
 
 @app.command()

@@ -1,9 +1,10 @@
 """A plan as tables on a terminal: trainings by size, jobs by stage, the whole, and what all of it stands on."""
 
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +18,10 @@ from openspectra.speeds import GPU_EFFICIENCY
 from openspectra.study import Study
 from openspectra.work import RULES, training_flop, training_tokens
 
+WATTS = {"GPU": 700, "core": 10}
+"""ASSUME: the stated power of an H100 (SXM), and that of a server's processor shared among its cores; what cools and feeds
+them is not counted."""
+
 
 def plan_tables(plan: StudyPlan, devices: int, price: float | None, results: Path) -> RenderableType:
     """Return the plan of a study on so many GPUs (or cores), at a price per GPU hour, with what its jobs took so far."""
@@ -28,12 +33,20 @@ def plan_tables(plan: StudyPlan, devices: int, price: float | None, results: Pat
     count = f"{devices} {unit}{'s' if devices > 1 else ''}"
     parts = [f"{len(plan.costs):,} jobs", f"{_number(total)} {unit} hours", f"{span_of(days)} on {count}"]
     parts += [f"{disk / 1e9:,.1f} GB on disk", *([money(total)] if price else [])]
+    parts.append(f"{_number(total * WATTS[unit] / 1000)} kWh")
     return Group(
         _trainings(plan, money),
         _stages(plan, money, took(plan.study, results)),
         Text("Total: " + ", ".join(parts), style="bold"),
         Text("\n".join(assumptions_of(plan))),
     )
+
+
+def plan_page(tables: RenderableType, title: str, width: int) -> str:
+    """Return the tables as a self-contained HTML page."""
+    console = Console(record=True, width=width, file=StringIO(), highlight=False)
+    console.print(Text(f"{title}: plan, and what its jobs took", style="bold"), tables, sep="\n\n")
+    return console.export_html(inline_styles=True)
 
 
 def took(study: Study, results: Path) -> dict[str, tuple[int, float]]:
@@ -147,6 +160,7 @@ def assumptions_of(plan: StudyPlan) -> list[str]:
             f"- A thread does {speeds.rate:.3g} operations a second, by 6 x parameters x tokens; a process needs "
             f"{speeds.start:g} s to load torch. Nothing was measured: --calibrate does, in two minutes at most."
         )
+    lines.append(f"- Energy: {WATTS['GPU']} W for each GPU in use, {WATTS['core']} W for each core; no meter is read.")
     lines.append(
         "- Items of lm-eval's tasks, and text of sources other than Python's library, are counted by docs/plan.md."
     )

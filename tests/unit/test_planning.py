@@ -67,12 +67,15 @@ def test_small_studies_are_planned_for_this_machine_and_the_paper_for_the_shippe
     assert site_of(paper, tmp_path / "mine.yaml").gpus == 4
 
 
-def test_plan_shows_trainings_stages_money_and_assumptions(monkeypatch):
+def test_plan_shows_trainings_stages_money_and_assumptions(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     shown = CliRunner().invoke(app, ["plan", "paper", "--gpus", "64", "--price", "2"])
     assert shown.exit_code == 0, shown.output
     for part in ("99,762,688", "1.8e+20", "2 x 8, fsdp2", "quantize", "GPU hours", "on 64 GPUs", "What this stands on"):
         assert part in shown.output
+    page = tmp_path / "cost.html"
+    assert CliRunner().invoke(app, ["plan", "paper", "--page", str(page)]).output == ""
+    assert "<html>" in page.read_text() and "99,762,688" in page.read_text() and "kWh" in page.read_text()
     refused = CliRunner().invoke(app, ["plan", "paper", "--gpus", "8"])
     assert "takes 16 GPUs at once; got 8" in str(refused.exception)
 

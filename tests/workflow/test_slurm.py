@@ -289,17 +289,22 @@ def test_a_job_that_runs_out_of_memory_is_tried_again_with_more(lab, long_traini
 
 
 @every_one
-def test_five_time_limits_on_two_nodes_with_two_ranks_each(lab, long_training, undisturbed):
-    steps, layout = 6000, ("pretrain_model:nodes=2", "pretrain_model:devices=2", "pretrain_model:micro_batch=1")
+def test_four_time_limits_on_two_nodes_with_two_ranks_each(lab, long_training, undisturbed):
+    """Jobs of two minutes until the fourth has met its limit; then there is time for the rest."""
+    steps, layout = 3000, ("pretrain_model:nodes=2", "pretrain_model:devices=2", "pretrain_model:micro_batch=1")
     project = long_training(steps)
     more = ("pretrain_model:runtime=2", "pretrain_model:slurm_extra='--open-mode=append --signal=USR1@45'")
     command = (f"{TRILM}/manifest.json", *STUDY, *layout, *more)
     before = set(jobs_seen(lab))
-    assert finish(workflow(lab, project, *command), project, 7200) == 0, output(project)
-    (job,) = set(jobs_seen(lab)) - before
+    controller = workflow(lab, project, *command)
+    trial = Trial(lab, project, controller, wait_for_training(project, controller))
+    wait_until(lambda: trial.restarts() == 4, 1200)
+    trial.ask("scontrol", "update", f"JobId={trial.job}", "TimeLimit=60")
+    assert finish(controller, project, 3600) == 0, output(project)
+    assert set(jobs_seen(lab)) - before == {trial.job}
     log = (project / "logs/tiny/pretrain_model/trilm/2L.log").read_text()
     print([line for line in log.splitlines() if "continues from" in line])
-    assert log.count("state saved; the same command continues") >= 4
+    assert log.count("state saved; the same command continues") == trial.restarts() == 4
     assert (project / TRILM / "manifest.json").read_bytes() == undisturbed(steps, layout)
 
 

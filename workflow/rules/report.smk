@@ -35,15 +35,17 @@ rule render_report:
 
 
 rule track_artifacts:
-    """Bring MLflow up to date. Last of all: where its server is down, everything else is finished."""
+    """Say what everything took, and bring MLflow up to date. Last of all: where its server is down, all else is finished."""
     input:
         artifacts=[*REPORTED, f"{REPORTS}/manifest.json"],
     output:
-        f"{RESULTS}/tracking.json",
+        cost=f"{REPORTS}/cost.html",
+        tracking=f"{RESULTS}/tracking.json",
     log:
         f"{LOGS}/track_artifacts.log",
     params:
         study=NAME,
+        site=f"--site {config['site']}" if SITE else "",
     resources:
         **resources_of("track_artifacts"),
     conda:
@@ -51,4 +53,5 @@ rule track_artifacts:
     message:
         "MLflow"
     shell:
-        "openspectra track sync {params.study} --out {output} --log {log}"
+        "openspectra plan {params.study} {params.site} --page {output.cost}"
+        " && openspectra track sync {params.study} --out {output.tracking} --log {log}"
