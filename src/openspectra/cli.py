@@ -120,7 +120,7 @@ def plan(
     tables = plan_tables(planned, planning.devices_of(planned, gpus), price, results)
     if page:
         with disk_errors(page):
-            write_atomically(page, plan_page(tables, loaded.title, WIDTH).encode())
+            write_atomically(page, plan_page(tables, loaded.title).encode())
         return
     console = Console(highlight=False)
     console = console if console.is_terminal else Console(width=WIDTH, highlight=False)

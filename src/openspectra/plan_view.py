@@ -42,9 +42,9 @@ def plan_tables(plan: StudyPlan, devices: int, price: float | None, results: Pat
     )
 
 
-def plan_page(tables: RenderableType, title: str, width: int) -> str:
+def plan_page(tables: RenderableType, title: str) -> str:
     """Return the tables as a self-contained HTML page."""
-    console = Console(record=True, width=width, file=StringIO(), highlight=False)
+    console = Console(record=True, width=120, file=StringIO(), highlight=False)
     console.print(Text(f"{title}: plan, and what its jobs took", style="bold"), tables, sep="\n\n")
     return console.export_html(inline_styles=True)
 
