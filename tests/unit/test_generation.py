@@ -3,6 +3,7 @@
 import ast
 import json
 from random import Random
+from statistics import stdev
 
 import pytest
 import yaml
@@ -311,7 +312,8 @@ def test_lm_eval_scores_what_the_model_writes_alone_or_in_a_batch(tasks, texts, 
         metric = row["metric"]
         assert float(row["value"]) == pytest.approx(sum(each[metric] for each in expected) / len(items))
         assert float(row["chance"]) == pytest.approx(sum(item["chance"][metric] for item in items) / len(items))
-        assert float(row["stderr"]) > 0 and row["num_samples"] == str(len(items))
+        error = stdev(each[metric] for each in expected) / len(items) ** 0.5
+        assert float(row["stderr"]) == pytest.approx(error) and row["num_samples"] == str(len(items))
 
 
 def written(model, prompt: str) -> str:

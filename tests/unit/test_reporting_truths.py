@@ -114,7 +114,7 @@ def test_generated_lines_have_a_score_of_their_own_and_no_part_in_the_mean(tmp_p
 def add_with_rouge(study: FakeStudy, model_id: str) -> None:
     """Add an evaluation whose task `docstring` has ROUGE in place of accuracies."""
     made = study.add_evaluation(model_id, tasks=("cloze", "continuation", "docstring"))
-    scores = pd.read_csv(made.file("scores.csv"), keep_default_na=False)
+    scores = pd.read_csv(made.file("scores.csv"))
     own = scores["task"] == "docstring"
     scores.loc[own, "metric"] = scores.loc[own, "metric"].map({"acc": "rouge1", "acc_norm": "rouge2"})
     scores.loc[own, "chance"] = scores.loc[own, "metric"].map({"rouge1": 0.16, "rouge2": 0.02})
