@@ -20,6 +20,6 @@ STAGE_VERSIONS = {
     "quantize": 4,
     "export": 1,
     "tasks": 1,
-    "evaluate": 3,
+    "evaluate": 4,
     "report": 7,
 }

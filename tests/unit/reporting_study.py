@@ -210,7 +210,7 @@ class FakeStudy:
         scores.append(text | {"metric": "bits_per_byte", "value": loss / 2.1})
         pd.DataFrame(scores).to_csv(draft.folder / "scores.csv", index=False)
         if tasks:
-            items_of(tasks, skill, seed=len(model_id)).to_csv(draft.folder / "items.csv", index=False)
+            items_of(tasks, skill, seed=len(model_id)).to_parquet(draft.folder / "items.parquet", index=False)
         draft.metrics |= {f"{row['task']}/{row['metric']}": row["value"] for row in scores}
 
 

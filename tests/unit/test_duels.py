@@ -110,7 +110,7 @@ def test_calibration_sets_are_compared_as_their_mean(results, table):
     items = {}
     for name in ("trilm/0.4M", "quantlm/0.4M-4bit-c0", "quantlm/0.4M-4bit-c1", "quantlm/0.4M-4bit-c2"):
         evaluation = results.by_id[name].evaluations[0]
-        scores = pd.read_csv(evaluation.file("items.csv"))
+        scores = pd.read_parquet(evaluation.file("items.parquet"))
         items[name] = scores.loc[scores["task"] == "cloze", "acc"].mean()
     mine = items.pop("trilm/0.4M")
     assert rows.iloc[0]["difference"] == pytest.approx(mine - np.mean(list(items.values())), abs=1e-6)

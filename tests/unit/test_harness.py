@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -108,7 +109,10 @@ def make_model(folder: Path, texts: list[str], fill_head: float | None = None) -
     return open_artifact(folder)
 
 
-def rows_of(path: Path, **equal: str) -> list[dict[str, str]]:
+def rows_of(path: Path, **equal: str) -> list[dict]:
+    if path.suffix == ".parquet":
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+        return [row for row in rows if equal.items() <= {key: row[key] for key in equal}.items()]
     with path.open(encoding="utf-8", newline="") as file:
         return [row for row in csv.DictReader(file) if equal.items() <= row.items()]
 
@@ -183,9 +187,9 @@ def test_bits_per_byte_follows_from_documents_table(evaluated):
 
 
 def test_cloze_log_likelihood_equals_direct_computation(evaluated, tasks, direct):
-    rows = rows_of(evaluated / "items.csv", task="cloze")
+    rows = rows_of(evaluated / "items.parquet", task="cloze")
     expected = [direct.log_likelihood(item["context"], item["target"]) for item in items_of(tasks, "cloze")]
-    assert [float(row["log_likelihoods"]) for row in rows] == pytest.approx(expected, rel=1e-5)
+    assert [value for row in rows for value in row["log_likelihoods"]] == pytest.approx(expected, rel=1e-5)
     perplexity = math.exp(-sum(expected) / len(expected))
     assert score_of(evaluated, "cloze", "perplexity") == pytest.approx(perplexity, rel=1e-4)
 
@@ -194,14 +198,14 @@ def test_cloze_log_likelihood_equals_direct_computation(evaluated, tasks, direct
     "task, context, choices", [("continuation", "context", "endings"), ("minimal_pairs", "", "texts")]
 )
 def test_choice_is_the_likeliest_by_direct_computation(evaluated, tasks, direct, task, context, choices):
-    rows = rows_of(evaluated / "items.csv", task=task)
+    rows = rows_of(evaluated / "items.parquet", task=task)
     right = 0
     for row, item in zip(rows, items_of(tasks, task), strict=True):
         expected = [direct.log_likelihood(item.get(context, ""), choice) for choice in item[choices]]
-        assert [float(value) for value in row["log_likelihoods"].split()] == pytest.approx(expected, rel=1e-5)
+        assert row["log_likelihoods"] == pytest.approx(expected, rel=1e-5)
         assert (row["item_id"], row["document_id"]) == (item["item_id"], item["document_id"])
         acc = float(expected.index(max(expected)) == item["label"])
-        assert float(row["acc"]) == acc
+        assert row["acc"] == acc
         right += acc
     assert 0 < right < len(rows)  # or this test could not tell right from wrong
     assert score_of(evaluated, task, "acc") == pytest.approx(right / len(rows))
@@ -231,10 +235,9 @@ def test_summary_holds_every_score(evaluated):
 
 def test_evaluate_twice_gives_equal_bytes_and_no_path(evaluated, model, tasks, tmp_path):
     evaluate(CONFIG, model, tmp_path, tasks)
-    for name in ("scores.csv", "documents.csv", "items.csv"):
-        content = (tmp_path / name).read_bytes()
-        assert content == (evaluated / name).read_bytes()
-        assert b"/" not in content
+    for name in ("scores.csv", "documents.csv", "items.parquet"):
+        assert (tmp_path / name).read_bytes() == (evaluated / name).read_bytes()
+        assert "/" not in str(rows_of(tmp_path / name))
 
 
 def test_score_of_a_task_does_not_depend_on_its_neighbours(evaluated, model, tasks, tmp_path):
@@ -247,24 +250,24 @@ def test_score_of_a_task_does_not_depend_on_its_neighbours(evaluated, model, tas
 
 def test_limit_scores_the_first_items(evaluated, model, tasks, tmp_path):
     evaluate(CONFIG.model_copy(update={"tasks": ["cloze"], "limit": 2}), model, tmp_path, tasks)
-    rows = rows_of(tmp_path / "items.csv")
+    rows = rows_of(tmp_path / "items.parquet")
     assert [row["item_id"] for row in rows] == ["cloze-00000", "cloze-00001"]
     assert rows_of(tmp_path / "scores.csv", metric="acc")[0]["num_samples"] == "2"
 
 
 def test_sample_is_drawn_by_seed_and_scores_its_items_as_the_whole_does(evaluated, model, tasks, tmp_path):
-    whole = {row["item_id"]: row for row in rows_of(evaluated / "items.csv", task="cloze")}
+    whole = {row["item_id"]: row for row in rows_of(evaluated / "items.parquet", task="cloze")}
     drawn = []
     for seed in (1, 2, 1):
         out = tmp_path / str(len(drawn))
         out.mkdir()
         evaluate(CONFIG.model_copy(update={"tasks": ["cloze"], "limit": 4, "sample_seed": seed}), model, out, tasks)
-        rows = rows_of(out / "items.csv")
+        rows = rows_of(out / "items.parquet")
         drawn.append([row["item_id"] for row in rows])
         assert rows_of(out / "scores.csv", metric="acc")[0]["num_samples"] == "4"
         for row in rows:
-            expected = float(whole[row["item_id"]]["log_likelihoods"])
-            assert float(row["log_likelihoods"]) == pytest.approx(expected, rel=1e-4)
+            expected = whole[row["item_id"]]["log_likelihoods"]
+            assert row["log_likelihoods"] == pytest.approx(expected, rel=1e-4)
     assert drawn[0] == drawn[2] == sorted(drawn[0]) and len(set(drawn[0])) == 4
     assert drawn[0] != drawn[1] and drawn[0] != sorted(whole)[:4]
     with pytest.raises(ValueError, match="`sample_seed` draws `limit` items of every task; give `limit`"):
@@ -280,7 +283,7 @@ def test_rebuilt_tasks_are_read_anew_even_with_equal_path_and_time(model, texts,
         out = tmp_path / str(seed)
         out.mkdir()
         evaluate(config, model, out, tasks)
-        answers.append([row["log_likelihoods"] for row in rows_of(out / "items.csv")])
+        answers.append([row["log_likelihoods"] for row in rows_of(out / "items.parquet")])
     assert answers[0] != answers[1]
 
 

@@ -273,7 +273,8 @@ def test_every_task_of_lm_eval_gives_scores(project, hub_folder, tiny, tmp_path)
     assert all(0 <= float(row["value"]) < 1e12 for row in scores)
     leaves = {row["task"]: int(row["num_items"]) for row in evaluation.rows("data.csv")}
     assert set(leaves) == set(names) - {"mmlu_continuation"} | subjects
-    scored = [row["task"] for table in ("items.csv", "documents.csv") for row in evaluation.rows(table)]
+    scored = pyarrow.parquet.read_table(evaluation.file("items.parquet"))["task"].to_pylist()
+    scored += [row["task"] for row in evaluation.rows("documents.csv")]
     assert {task: scored.count(task) for task in leaves} == leaves  # an item of every task, group or not
     fetched = open_artifact(tmp_path / "benchmarks", "benchmarks").manifest.metrics["num_items"]
     assert sum(fetched.values()) == sum(leaves.values())

@@ -10,6 +10,7 @@ import sys
 import time
 from functools import partial
 
+import pyarrow.parquet
 import pytest
 import torch
 from conftest import copy_project, snakemake
@@ -75,8 +76,8 @@ def test_scores_are_those_of_a_cpu(project, count):
 def likelihoods(folder) -> list[float]:
     """Return the log-likelihoods of all documents and of all choices of all items, in nats."""
     texts = [row["log_likelihood"] for row in rows(folder / "documents.csv")]
-    texts += [text for row in rows(folder / "items.csv") for text in row["log_likelihoods"].split()]
-    return [float(text) for text in texts]
+    items = pyarrow.parquet.read_table(folder / "items.parquet").to_pylist()
+    return [*map(float, texts), *(value for item in items for value in item["log_likelihoods"])]
 
 
 def rows(path) -> list[dict[str, str]]:

@@ -51,7 +51,7 @@ class Evaluation:
         self._lm, self._dtype = None, None
 
     def run(self, config: EvaluateConfig, folder: Path, kept: Path | None = None) -> dict[str, Any]:
-        """Write `scores.csv`, `documents.csv` and `items.csv` of one suite; return the scores as `<task>/<metric>`.
+        """Write `scores.csv`, `documents.csv` and `items.parquet` of one suite; return the scores as `<task>/<metric>`.
 
         The file `kept` holds the answers so far, so that a killed evaluation goes on at the batch where it stopped.
 

@@ -16,8 +16,9 @@ logger = logging.getLogger(__name__)
 SCORE_COLUMNS = ("task", "metric", "filter", "value", "stderr", "num_samples", "chance")
 DOCUMENT_COLUMNS = ("task", "document_id", "num_tokens", "num_bytes", "lost_bytes", "log_likelihood")
 PER_TEXT = ("bits_per_byte", "byte_perplexity", "word_perplexity")
-ITEM_COLUMNS = ("task", "item_id", "document_id", "filter")
-"""Followed by one column per metric of any task, and the log-likelihoods."""
+ITEM_COLUMNS = ("task", "item_id", "document_id", "filter", "doc_hash")
+"""Texts; `doc_hash` is lm-eval's SHA-256 of the item. One column of numbers per metric of any task follows, empty where a
+task has no such metric, and the log-likelihood of each choice, a list."""
 
 Row = dict[str, Any]
 
@@ -93,11 +94,19 @@ class Scores:
 
 
 def write_scores(scores: Scores, folder: Path) -> None:
-    """Write `scores.csv`, `documents.csv` and `items.csv`; a table without rows has a header all the same."""
-    metrics = sorted({key for row in scores.items for key in row} - {*ITEM_COLUMNS, "log_likelihoods"})
+    """Write `scores.csv`, `documents.csv` and `items.parquet`; a table without rows has its columns all the same."""
     write_csv(folder / "scores.csv", SCORE_COLUMNS, scores.scores)
     write_csv(folder / "documents.csv", DOCUMENT_COLUMNS, scores.documents)
-    write_csv(folder / "items.csv", (*ITEM_COLUMNS, *metrics, "log_likelihoods"), scores.items)
+    _write_items(scores.items, folder / "items.parquet")
+
+
+def _write_items(items: list[Row], path: Path) -> None:
+    import pyarrow.parquet
+
+    metrics = sorted({key for row in items for key in row} - {*ITEM_COLUMNS, "log_likelihoods"})
+    types = dict.fromkeys(ITEM_COLUMNS, pyarrow.string()) | dict.fromkeys(metrics, pyarrow.float64())
+    schema = pyarrow.schema(types | {"log_likelihoods": pyarrow.list_(pyarrow.float64())})
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(items, schema), path, compression="zstd")
 
 
 def _document_row(name: str, sample: Row, lm) -> Row:
@@ -115,18 +124,19 @@ def _document_row(name: str, sample: Row, lm) -> Row:
 
 
 def _item_row(name: str, sample: Row) -> Row:
-    """Return ids, metrics that are one number per item, and the log-likelihood of each choice, separated by spaces.
+    """Return ids, metrics that are one number per item, and the log-likelihood of each choice.
 
     The perplexity of a set of items has no value per item: it is exp(-mean of `log_likelihoods`).
     """
     metrics = {key: sample[key] for key in sample["metrics"] if key != "perplexity"}
     return {
         "task": name,
-        "item_id": sample["doc"].get("item_id", sample["doc_id"]),
-        "document_id": sample["doc"].get("document_id", sample["doc_id"]),
+        "item_id": str(sample["doc"].get("item_id", sample["doc_id"])),
+        "document_id": str(sample["doc"].get("document_id", sample["doc_id"])),
         "filter": sample["filter"],
-        **{key: value for key, value in metrics.items() if isinstance(value, Real)},
-        "log_likelihoods": " ".join(map(repr, _log_likelihoods(sample))),
+        "doc_hash": sample["doc_hash"],
+        **{key: float(value) for key, value in metrics.items() if isinstance(value, Real)},
+        "log_likelihoods": _log_likelihoods(sample),
     }
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 
 from openspectra.identity import suite_name
 from openspectra.model_ids import QUANTLM
@@ -172,7 +173,7 @@ def _accuracies(results: Results, names: set[str]) -> dict[str, Measure]:
         stands_for = means.get(str(model.id), str(model.id))
         if stands_for in names and str(model.id) not in means.values():
             frames += [
-                _items(artifact, results, stands_for) for artifact in model.evaluations if artifact.has("items.csv")
+                _items(artifact, results, stands_for) for artifact in model.evaluations if artifact.has("items.parquet")
             ]
     frames = [frame for frame in frames if len(frame)]
     if not frames:
@@ -189,13 +190,9 @@ def _accuracies(results: Results, names: set[str]) -> dict[str, Measure]:
 def _items(artifact, results: Results, model_id: str) -> pd.DataFrame:
     """Return leaf, item, document and score of the items of one evaluation that stand for an accuracy task."""
     suite, named = suite_name(artifact), artifact.manifest.config["tasks"]
-    path = artifact.file("items.csv")
-    columns = pd.read_csv(path, nrows=0).columns
-    metrics = sorted(set(columns) & set(results.main_metrics.values()))
-    text = dict.fromkeys(("task", "item_id", "document_id", "filter"), str)
-    table = pd.read_csv(
-        path, usecols=[*text, *metrics], dtype=text, keep_default_na=False, na_values={m: "" for m in metrics}
-    )
+    path = artifact.file("items.parquet")
+    metrics = sorted(set(pyarrow.parquet.read_schema(path).names) & set(results.main_metrics.values()))
+    table = pd.read_parquet(path, columns=["task", "item_id", "document_id", "filter", *metrics])
     leaves = set(table["task"])
     groups = [name for name in named if name not in leaves and name in results.main_metrics]
     frames = []
@@ -212,7 +209,7 @@ def _items(artifact, results: Results, model_id: str) -> pd.DataFrame:
                         "leaf": leaf,
                         "item": rows["item_id"],
                         "document": rows["document_id"],
-                        "score": rows[metric].astype(float),
+                        "score": rows[metric],
                     }
                 )
             )
