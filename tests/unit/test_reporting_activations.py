@@ -11,7 +11,7 @@ from reporting_study import FakeStudy
 from openspectra.reporting import activations, duels, levels
 from openspectra.reporting.config import PUBLISHED, PUBLISHED_TBT, ReportConfig
 from openspectra.reporting.conformance import NOT_COMPARABLE
-from openspectra.reporting.load import Results, load_results
+from openspectra.reporting.load import Results, load_results, read_curve
 from openspectra.reporting.page import write_report
 from openspectra.reporting.statistics import document_losses
 
@@ -156,8 +156,26 @@ def test_levels_are_means_over_the_blocks(report):
 
 
 def test_hardly_used_levels_are_named(results):
-    (sentence,) = levels.sentences(levels.levels_table(results))
+    _, sentence = levels.sentences(levels.levels_table(results))
     assert "tbt_w2a2/0.4M probabilities: 2 (0.50 %)" in sentence and "tbt_w1a1" not in sentence
+
+
+def test_scales_at_their_floor_are_named(results):
+    table = levels.levels_table(results)
+    assert levels.sentences(table)[0].endswith("next to nothing passes: none.")
+    place = (table["model_id"] == "tbt_w1a1/0.4M") & (table["place"] == "value") & (table["step"] == 1500)
+    table.loc[place, "blocks_at_floor"] = 2
+    assert levels.sentences(table)[0].endswith(": tbt_w1a1/0.4M value (2 of its blocks).")
+
+
+def test_blocks_whose_learned_scale_is_below_the_floor_are_counted(study, results):
+    rows = read_curve(results.by_id["tbt_w1a1/0.4M"], "levels.csv")
+    assert levels.means_over_blocks(rows)["blocks_at_floor"].tolist() == [0] * 16
+    rows.loc[
+        (rows["step"] == 1500) & rows["place"].isin(["model.layers.0.mlp.down", "model.layers.2.mlp.down"]), "scale"
+    ] = (-0.1, 1e-5)
+    means = levels.means_over_blocks(rows).set_index(["step", "place"])["blocks_at_floor"]
+    assert means[1500, "down"] == 2 and means.sum() == 2
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from typing import get_args
 
 import pandas as pd
 
+from openspectra.model.binary_ternary import FLOOR
 from openspectra.model.families import FAMILY_NAMES, load_family
 from openspectra.model.families.family import Place
 from openspectra.model_ids import ModelId
@@ -18,21 +19,30 @@ NUMBERS = (-1, 0, 1, 2)
 """Levels that a place may have, in units of its scale."""
 SHARES = tuple(f"share_of_{number}" for number in NUMBERS)
 MEANS = ("scale", *SHARES, "entropy_bits")
-LEVELS_TABLE = ("model_id", "step", "tokens_seen", "place", *MEANS)
+AT_FLOOR = "blocks_at_floor"
+LEVELS_TABLE = ("model_id", "step", "tokens_seen", "place", *MEANS, AT_FLOOR)
 RARE = 0.01
 """Share below which a level is said to be hardly used."""
 
 
 def levels_table(results: Results) -> pd.DataFrame:
-    """Return the means over the blocks by model, step and place (`qkv`, `query`, ..., `down`), places in the order of a block."""
+    """Return the means over the blocks by model, step and place (`qkv`, `query`, ..., `down`), places in the order of a block.
+
+    `blocks_at_floor`: in how many of them the scale that is learned lies at the floor or below, which then stands for it.
+    """
     frames = []
     for model in results.models:
         rows = read_curve(model, "levels.csv") if _has_levels(model) else None
         if rows is not None:
-            rows = rows.assign(place=rows["place"].str.rpartition(".")[2])
-            means = rows.groupby(["step", "tokens_seen", "place"], sort=False)[list(MEANS)].mean().reset_index()
-            frames.append(means.assign(model_id=str(model.id))[list(LEVELS_TABLE)])
+            frames.append(means_over_blocks(rows).assign(model_id=str(model.id))[list(LEVELS_TABLE)])
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(LEVELS_TABLE))
+
+
+def means_over_blocks(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the means of one model's rows, by step and place."""
+    rows = rows.assign(place=rows["place"].str.rpartition(".")[2], **{AT_FLOOR: (rows["scale"] <= FLOOR).astype(int)})
+    groups = rows.groupby(["step", "tokens_seen", "place"], sort=False)
+    return groups.agg(dict.fromkeys(MEANS, "mean") | {AT_FLOOR: "sum"}).reset_index()
 
 
 def levels_figure(results: Results, table: pd.DataFrame) -> FigureGroup:
@@ -82,11 +92,13 @@ def levels_view(table: pd.DataFrame) -> View:
 
 
 def sentences(table: pd.DataFrame) -> list[str]:
-    """Return which levels are hardly used at the end of training."""
-    found = []
+    """Return which scales have come down to their floor, and which levels are hardly used, at the end of training."""
+    found, floored = [], []
     for name, own in table.groupby("model_id", sort=False):
         model_id = ModelId.parse(str(name))
         for record in own[own["step"] == own["step"].max()].to_dict("records"):
+            if record[AT_FLOOR]:
+                floored.append(f"{name} {record['place']} ({record[AT_FLOOR]} of its blocks)")
             rare = [
                 f"{number} ({percent(record[f'share_of_{number}'], 2)} %)"
                 for number in levels_of(model_id.family, record["place"])
@@ -95,8 +107,11 @@ def sentences(table: pd.DataFrame) -> list[str]:
             found += [f"{name} {record['place']}: {', '.join(rare)}"] if rare else []
     if not len(table):
         return []
-    told = "; ".join(found) or "none"
-    return [f"Levels that less than {100 * RARE:g} % of the values have at the end of training: {told}."]
+    told, below = "; ".join(found) or "none", "; ".join(floored) or "none"
+    return [
+        f"Learned scales at their floor of {FLOOR:g} at the end of training, so that next to nothing passes: {below}.",
+        f"Levels that less than {100 * RARE:g} % of the values have at the end of training: {told}.",
+    ]
 
 
 def levels_of(family: str, place: str) -> tuple[int, ...]:
