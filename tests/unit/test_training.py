@@ -563,3 +563,20 @@ def test_every_family_learns(tmp_path):
         )
         losses = [row["train_loss"] for row in module.records.tables["train"]]
         assert losses[-1] < losses[0] - 0.5, family
+
+
+def test_learned_scales_move_by_a_share_of_themselves(tmp_path):
+    """At a rate far above them: Adam's own steps would carry each past zero."""
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def remember(module):
+        seen.append(weights(module))
+
+    settings = config(family="tbt_w1a1", peak_lr=0.5, warmup_steps=0)
+    run = train(settings, tmp_path, At(2, remember), At(3, remember))
+    seen.append(weights(run))
+    scales = [{name: value.item() for name, value in each.items() if name.endswith(".alpha")} for each in seen]
+    assert min(scales[0].values()) < 0.5 and all(value > 0 for each in scales for value in each.values())
+    assert all(before != after for before, after in zip(scales[0].values(), scales[-1].values(), strict=True))
+    for name, before in scales[0].items():
+        assert 0.2 * before < scales[1][name] < 1.8 * before

@@ -219,9 +219,26 @@ def measure_levels(model: nn.Module, input_ids: Tensor) -> list[dict[str, Any]]:
 @torch.no_grad()
 def set_scales(model: nn.Module, values: dict[str, Tensor]) -> None:
     """Give learned scales their values, by place; where ranks hold parts of a model, on the rank that holds it."""
-    for name, place in _learned(model).items():
-        held = place.alpha.to_local() if hasattr(place.alpha, "to_local") else place.alpha
+    for name, held in held_scales(model).items():
         held.copy_(values[name][: len(held)])
+
+
+def held_scales(model: nn.Module) -> dict[str, Tensor]:
+    """Return the learned scales by place, [1] each; where ranks hold parts of a model, [0] on the others."""
+    alphas = {name: place.alpha.detach() for name, place in _learned(model).items()}
+    return {name: alpha.to_local() if hasattr(alpha, "to_local") else alpha for name, alpha in alphas.items()}
+
+
+@torch.no_grad()
+def step_relatively(scales: dict[str, Tensor], before: dict[str, Tensor]) -> None:
+    """Let what an optimizer has done to learned scales count as a share of what they were: alpha + |alpha| (step).
+
+    Adam's steps are as long as the learning rate, whatever the gradient: at 8e-3 a scale of attention probabilities of 0.03
+    would pass zero within a few, and attention read nothing from then on.
+    """
+    # ASSUME: the paper goes on from a trained model, at rates of which this is no question
+    for name, scale in scales.items():
+        scale.copy_(torch.lerp(before[name], scale, before[name].abs()))
 
 
 def _watch(

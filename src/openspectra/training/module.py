@@ -21,7 +21,13 @@ from torch.utils.checkpoint import checkpoint
 
 from openspectra.data.tokens import Tokens
 from openspectra.errors import OpenSpectraError
-from openspectra.model.binary_ternary import first_scales, measure_levels, set_scales
+from openspectra.model.binary_ternary import (
+    first_scales,
+    held_scales,
+    measure_levels,
+    set_scales,
+    step_relatively,
+)
 from openspectra.model.distillation import Teacher
 from openspectra.model.llama import Llama
 from openspectra.training import recipe
@@ -132,7 +138,10 @@ class Pretraining(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate(self.config, updates)
         matrices["weight_decay"] = recipe.weight_decay(self.config, updates)
+        scales = held_scales(self.llama) if self.llama.family.num_learned_scales else {}
+        before = {name: scale.clone() for name, scale in scales.items()}
         optimizer.step(closure=optimizer_closure)
+        step_relatively(scales, before)
         if self.loss_scaler and self.loss_scaler.has_skipped:
             records.skipped_steps += 1
             if self.loss_scale < 1:
