@@ -300,7 +300,7 @@ def test_lm_eval_scores_what_the_model_writes_alone_or_in_a_batch(tasks, texts, 
         out = tmp_path / str(batch_size)
         out.mkdir()
         evaluate(EvaluateConfig(tasks=["docstring"], batch_size=batch_size, dtype="float32"), model, out, tasks)
-        rows[batch_size] = rows_of(out / "items.csv")
+        rows[batch_size] = rows_of(out / "items.parquet")
     assert rows[1] == rows[5]
     items = items_of(tasks.folder, "docstring")
     expected = [rouge(item["target"], written(model, item["context"])) for item in items]

@@ -118,14 +118,14 @@ def add_with_rouge(study: FakeStudy, model_id: str) -> None:
     own = scores["task"] == "docstring"
     scores.loc[own, "metric"] = scores.loc[own, "metric"].map({"acc": "rouge1", "acc_norm": "rouge2"})
     scores.loc[own, "chance"] = scores.loc[own, "metric"].map({"rouge1": 0.16, "rouge2": 0.02})
-    items = pd.read_csv(made.file("items.csv"), dtype={"document_id": str})
+    items = pd.read_parquet(made.file("items.parquet"))
     own = items["task"] == "docstring"
     items = items.assign(rouge1=items["acc"].where(own)).assign(acc=items["acc"].mask(own))
     documents = made.file("documents.csv").read_bytes()
 
     def fill(draft):
         scores.to_csv(draft.folder / "scores.csv", index=False)
-        items.to_csv(draft.folder / "items.csv", index=False)
+        items.to_parquet(draft.folder / "items.parquet", index=False)
         (draft.folder / "documents.csv").write_bytes(documents)
 
     config = EvaluateConfig(**made.manifest.config)
