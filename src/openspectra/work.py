@@ -61,6 +61,8 @@ ITEMS = {
     "crows_pairs_english": (1677, 2),
     "truthfulqa_mc1": (817, 5),
     "bigbench_bbq_lite_json_multiple_choice": (16076, 3),
+    "bbq": (58492, 3),  # of twelve choices ten are short and say the same
+    "toxigen": (940, 2),
     "wikitext": (62, 50),
     **dict.fromkeys(("paloma_ptb", "paloma_c4_en", "paloma_dolma-v1_5", "paloma_falcon-refinedweb"), (1000, 15)),
     **dict.fromkeys(("paloma_m2d2_s2orc_unsplit", "paloma_m2d2_wikipedia_unsplit", "cosmopedia"), (1000, 15)),
