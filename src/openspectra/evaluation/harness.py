@@ -10,6 +10,7 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Hashable
 from functools import cache
 from pathlib import Path, PurePosixPath
 from random import Random
@@ -193,7 +194,7 @@ def _prepared(loaded: dict[str, Any], num_fewshot: int) -> dict[str, Any]:
     for task in loaded["tasks"].values():
         if task.get_config("num_fewshot") != 0:
             task.set_config(key="num_fewshot", value=num_fewshot)
-        if task.config.process_docs:
+        if task.config.process_docs and all(isinstance(split, Hashable) for split in task.dataset.values()):
             task.config.process_docs = cache(task.config.process_docs)
     return loaded
 

@@ -378,9 +378,7 @@ def lineage_section(results: Results) -> Section:
         lead += f" All parts were built by commit {commits[0]}."
     elif commits:
         lead += f" The parts were built by {len(commits)} commits: {', '.join(commits)}."
-    lead += (
-        " Time, energy and cost stand in cost.html beside this page once everything is done: they differ at every run."
-    )
+    lead += " What was planned, in hours and energy, and what each stage took stand in cost.html of the results folder."
     rows = provenance.lineage(results.artifacts)
     return Section("lineage", "Lineage", "Lineage", lead, parts=[LineageTable(rows)])
 
