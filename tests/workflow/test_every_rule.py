@@ -140,6 +140,7 @@ def project(tmp_path_factory, tiny) -> Path:
 
     paper, tiny_study = read_yaml(ROOT / "studies/paper.yaml"), read_yaml(ROOT / "studies/tiny.yaml")
     floatlm = {"batch_tokens": 512, "peak_lr": {"1L": 4e-3}}
+    taught = tiny_study["families"]["trilm"] | floatlm | {"distillation": {}}
     by_table = tiny_study["families"]["floatlm"] | floatlm | {"peak_lr": {"table": "rates.csv"}}
     sizes = {"sizes": {"1L": SIZE}}
     small = {"tokenizer": {"vocab_size": 300}, **sizes}
@@ -181,7 +182,7 @@ def project(tmp_path_factory, tiny) -> Path:
             "base": "tiny",
             "corpus": {"sources": {"web": {"adapter": "hub", "path": "people/text", "revision": COMMIT}}} | split,
             "training": tiny_study["training"] | TRAINING,
-            "families": {"floatlm": by_table},
+            "families": {"floatlm": by_table, "trilm": taught},
             "quantization": None,
             "evaluation": {
                 "suites": {"some": {"tasks": ["piqa", "lambada_openai"], "batch_size": 4, "dtype": "float32"}}
