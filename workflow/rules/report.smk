@@ -35,10 +35,7 @@ rule render_report:
 
 
 rule track_artifacts:
-    """Bring MLflow up to date. Last of all: where its server is down, everything else is finished.
-
-    Then the page of plan and time, for a reader: no artifact, for it differs at every run, and nothing depends on it.
-    """
+    """Bring MLflow up to date, last of all: where its server is down, all else is finished. Then the page of plan and time."""
     input:
         artifacts=[*REPORTED, f"{REPORTS}/manifest.json"],
     output:
