@@ -12,7 +12,7 @@ import pandas as pd
 from openspectra.identity import kind_label
 from openspectra.model.binary_ternary import BinaryTernary
 from openspectra.model.families import FAMILY_NAMES, load_family
-from openspectra.model_ids import ModelId
+from openspectra.model_ids import DISTILLED, ModelId
 from openspectra.reporting import activation_figures, duels, levels, views
 from openspectra.reporting.conformance import COLUMNS, NOT_COMPARABLE, read_published
 from openspectra.reporting.formats import Cell, interval_text, missing, scaled, signed, size_unit
@@ -22,8 +22,6 @@ from openspectra.reporting.section import FigureGroup, Row, Section, View
 from openspectra.reporting.statistics import LEVEL_TEXT, DocumentLosses
 from openspectra.reporting.tables import Gap, gap_between, missing_loss, rounded
 
-DISTILLED = "distilled"
-"""Variant of a model that learned from its FloatLM twin too."""
 WEIGHTS, ACTIVATIONS, TEACHER = "low-bit weights alone", "low-bit activations on top", "distillation"
 PUBLISHED_KEYS = "architecture ({name}, an encoder and decoder of {size}), start (pretrained)"
 
@@ -114,7 +112,7 @@ def with_full_activations(family: type[BinaryTernary]) -> str:
 def parts_of(results: Results, losses: DocumentLosses) -> list[Parts]:
     """Return every trained model without a variant, and the distilled ones: by size, what is taken apart last, by its bits."""
     plain = {model.id for model in results.study_models if not model.id.bits and model.id.family in FAMILY_NAMES}
-    chosen = [model for model in results.models if replace(model.id, variant=None) in plain and _is_shown(model.id)]
+    chosen = [model for model in results.models if model.id.undistilled in plain and _is_shown(model.id)]
     found = [_parts(model, results, losses) for model in chosen]
     return sorted(found, key=lambda each: (results.sizes.index(each.model.id.size), *_bits_rank(each)))
 
@@ -254,7 +252,7 @@ def _bits_rank(each: Parts) -> tuple[int, int]:
 
 
 def _parts(model: Model, results: Results, losses: DocumentLosses) -> Parts:
-    plain = replace(model.id, variant=None)
+    plain = model.id.undistilled
     floatlm = plain.float_parent
     if plain == floatlm:
         return Parts(model, None)
