@@ -50,6 +50,8 @@ def write_benchmarks(hub: Path, subjects: list[str], num_rows: int = 3) -> None:
         ("jannalu/crows_pairs_multilingual", "english"): (crows_pairs_row, {"test"}),
         ("truthfulqa/truthful_qa", "multiple_choice"): (truthfulqa_row, {"validation"}),
         ("hails/bigbench", "bbq_lite_json_zero_shot"): (bigbench_row, {"default", *held}),
+        ("oskarvanderwal/bbq", "All"): (bbq_row, {"test"}),
+        ("skg/toxigen-data", "annotated"): (toxigen_row, {"train", "test"}),
     }
     data_sets[("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1")] = (page_row, held | {"test"})
     paloma = ("ptb", "c4_en", "dolma-v1_5", "m2d2_s2orc_unsplit", "m2d2_wikipedia_unsplit", "falcon-refinedweb")
@@ -172,6 +174,20 @@ def bigbench_row(rng: random.Random, number: int) -> Row:
     choices = options(rng, 3)
     row = {"idx": number, "inputs": phrase(rng, 20), "targets": [choices[1]], "multiple_choice_targets": choices}
     return row | {"multiple_choice_scores": [0, 1, 0]}
+
+
+def bbq_row(rng: random.Random, number: int) -> Row:
+    groups = {"ans0": ["man", "old"], "ans1": ["boy", "nonOld"], "ans2": ["Not known", "unknown"]}
+    about = {"subcategory": "None", "stereotyped_groups": ["old"], "version": "a", "source": phrase(rng)}
+    condition, label = (("ambig", 2), ("disambig", number % 2))[number % 2]
+    row = {"example_id": number, "question_index": "1", "question_polarity": "neg", "category": "Age", "label": label}
+    row |= {"context_condition": condition, "answer_info": groups, "additional_metadata": about}
+    row |= {"context": phrase(rng, 20), "question": f"Who {phrase(rng, 3)}?"}
+    return row | {"ans0": "The man", "ans1": "The boy", "ans2": "Not known"}
+
+
+def toxigen_row(rng: random.Random, number: int) -> Row:
+    return {"text": phrase(rng, 12), "toxicity_ai": float(1 + number % 5), "toxicity_human": float(1 + number % 5)}
 
 
 def logiqa_row(rng: random.Random, number: int) -> Row:

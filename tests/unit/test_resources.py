@@ -120,7 +120,7 @@ def test_a_wish_holds_and_the_rest_follows_from_it(paper):
     [
         (Site(gpus=1, nodes=1), "trilm/3.9B: needs 73 GB on each GPU at least, and a GPU of the site has 80 GB"),
         (Site(memory_gb=64), "pretrain_model trilm/3.9B: needs 191.7 GB a node, the site has 64 (`memory_gb`"),
-        (Site(hours=1), "evaluate_model trilm/3.9B: takes 5 hours, a job of the site has 1 (`hours`"),
+        (Site(hours=1), "evaluate_model trilm/3.9B: takes 7 hours, a job of the site has 1 (`hours`"),
         (
             Site(layouts={"3.9B": LayoutWish(devices=3)}),
             "no number of GPUs that a job may have divides its batch of 512",
