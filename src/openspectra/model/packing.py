@@ -40,12 +40,12 @@ def pack_states(states: Tensor, packing: Packing = TWO_BITS) -> Tensor:
     ternary = packing.num_states == 3
     digits = (states.flatten() + 1 if ternary else states.flatten() > 0).to(torch.uint8)
     digits = torch.nn.functional.pad(digits, (0, -len(digits) % packing.per_byte)).view(-1, packing.per_byte)
-    return (digits * _place_values(packing)).sum(dim=1, dtype=torch.uint8)
+    return (digits * _place_values(packing, digits.device)).sum(dim=1, dtype=torch.uint8)
 
 
 def unpack_states(packed: Tensor, shape: tuple[int, ...], packing: Packing = TWO_BITS) -> Tensor:
     """Return the states int8 [*shape] of `pack_states`. Raises `ValueError` for bytes that it cannot have made."""
-    digits = packed[:, None] // _place_values(packing) % packing.base
+    digits = packed[:, None] // _place_values(packing, packed.device) % packing.base
     if int(packed.max()) >= packing.base**packing.per_byte or int(digits.max()) >= packing.num_states:
         raise ValueError("a byte holds no states")
     digits = digits.flatten()[: torch.Size(shape).numel()].view(shape).to(torch.int8)
@@ -73,5 +73,5 @@ def unpack(
     return (unpack_states(packed, shards.view, packing).to(scales.dtype) * scales).view(shape)
 
 
-def _place_values(packing: Packing) -> Tensor:
-    return torch.tensor([packing.base**place for place in range(packing.per_byte)], dtype=torch.uint8)
+def _place_values(packing: Packing, device: torch.device) -> Tensor:
+    return torch.tensor([packing.base**place for place in range(packing.per_byte)], dtype=torch.uint8, device=device)
