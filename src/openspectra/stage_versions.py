@@ -21,5 +21,5 @@ STAGE_VERSIONS = {
     "export": 1,
     "tasks": 1,
     "evaluate": 4,
-    "report": 7,
+    "report": 8,
 }

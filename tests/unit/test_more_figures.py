@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from reporting_study import FakeStudy
 
@@ -11,6 +12,7 @@ from openspectra.evaluation.config import EvaluateConfig
 from openspectra.evaluation.scores import SCORE_COLUMNS
 from openspectra.reporting.load import load_results
 from openspectra.reporting.more_figures import more_section, schedule_table
+from openspectra.reporting.scaling_figures import Score, score_panels
 from openspectra.reporting.statistics import document_losses
 from openspectra.reporting.weights import float_weights
 
@@ -30,7 +32,7 @@ def study(tmp_path_factory) -> FakeStudy:
     row = {"task": "crows_pairs_english", "metric": "pct_stereotype", "filter": "none", "value": 0.6, "stderr": 0.01}
     row |= {"num_samples": 1508, "chance": None}
     config = EvaluateConfig(tasks=["crows_pairs_english"], batch_size=1, dtype="float32")
-    for name in ("floatlm/0.4M", "trilm/0.4M"):
+    for name in ("floatlm/0.4M", "trilm/0.4M", "trilm/1.1M"):
         made.add(
             f"evaluation/{name}/toxicity", "evaluate", config, {"model": name},
             lambda draft: write_csv(draft.folder / "scores.csv", SCORE_COLUMNS, [row]),
@@ -47,6 +49,14 @@ def test_every_figure_is_there_and_none_is_left_empty(results):
     section = more_section(results, document_losses(results.documents, 20, 1))
     assert {drawing.name for drawing in section.drawings} == FIGURES
     assert set(section.tables) == {"schedules.csv", "gradients.csv", "weights.csv"}
+
+
+def test_where_all_models_have_one_size_nothing_is_drawn_against_it():
+    points = [("floatlm", 4e5, 6e6, 60.0), ("trilm", 4e5, 4e6, 62.0)]
+    table = pd.DataFrame(points, columns=["kind", "parameters", "bits", "value"]).assign(is_set=False)
+    table = table.assign(low=table["value"] - 1, high=table["value"] + 1)
+    drawings = score_panels(Score("stereotypes", "Stereotypes", "%", table))
+    assert [drawing.name for drawing in drawings] == ["stereotypes_by_bits"]
 
 
 def test_schedules_stand_in_the_order_of_the_paper(results):

@@ -193,9 +193,14 @@ def test_demo_and_its_sweep_train_the_same_way(monkeypatch):
         assert recipe.model_dump(exclude={"model_id"}) == twin.model_dump(exclude={"model_id"})
 
 
-def test_low_bit_activations_are_trained_as_their_sweep_and_the_demo_are(monkeypatch):
+def test_low_bit_activations_are_trained_as_their_sweep_and_400_steps_of_the_demo(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
-    study, sweep, demo = (load_study(ROOT / "studies" / f"{name}.yaml") for name in ("tbt", "tbt-rates", "demo"))
+    shorter = tmp_path / "demo.yaml"
+    shorter.write_text(
+        (ROOT / "studies/demo.yaml").read_text().replace("total_tokens: 1_024_000", "total_tokens: 409_600")
+    )
+    study, sweep = (load_study(ROOT / "studies" / f"{name}.yaml") for name in ("tbt", "tbt-rates"))
+    demo = load_study(shorter)
     plain = {model_id: run for model_id, run in study.pretrained.items() if not ModelId.parse(model_id).variant}
     assert len(plain) == 10 and study.data_configs == demo.data_configs
     for model_id, recipe in plain.items():

@@ -51,8 +51,8 @@ def test_training_is_seen_live_and_goes_on_in_its_run_after_a_kill(tiny_copy):
 
 
 def lengthen(study: Path) -> None:
-    """Let the study train for a minute and keep a state every few seconds."""
-    text = re.sub(r"total_tokens: [\d_]+", "total_tokens: 1_024_000", study.read_text())
+    """Let the study train for 1,200 steps, half a minute, and keep a state every second."""
+    text = re.sub(r"total_tokens: [\d_]+", "total_tokens: 614_400", study.read_text())
     study.write_text(re.sub(r"checkpoints_per_run: \d+", "checkpoints_per_run: 40", text))
 
 

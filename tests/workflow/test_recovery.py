@@ -292,6 +292,7 @@ def disturbed(project: Path, kills: int, rng: random.Random, longest: float) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("state", list(KILLS))
 def test_kills_at_random_moments_of_a_workflow_change_nothing(tiny, tmp_path, state):
+    """`fresh` is a second clone too: what it ends with is bit for bit what the first has."""
     rng, project = random.Random(state), tmp_path / "project"
     if state == "fresh":
         copy_project(project)

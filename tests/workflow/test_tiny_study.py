@@ -325,14 +325,6 @@ def test_lost_manifest_comes_back_from_the_checkpoint_without_training(tiny_copy
     assert "continues from step 40 of 40" in (tiny_copy / "logs/tiny/pretrain_model/trilm/2L.log").read_text()
 
 
-@pytest.mark.slow
-def test_two_clones_agree_bit_for_bit(tiny, tmp_path):
-    other = copy_project(tmp_path / "other")
-    finished = snakemake(other)
-    assert finished.returncode == 0, finished.stdout[-5000:]
-    assert hashes(other) == hashes(tiny)
-
-
 @pytest.mark.parametrize("study", sorted(path.stem for path in (ROOT / "studies").glob("*.yaml")))
 def test_dry_run_of_every_study(tmp_path, study):
     project = copy_project(tmp_path / "project")

@@ -51,8 +51,9 @@ class Score:
 
 
 def score_panels(score: Score) -> list[Drawing]:
-    """Return the score against the number of parameters and against the size in bits, one line per kind."""
-    return [_score_panel(score, "parameters"), _score_panel(score, "bits")]
+    """Return the score against the number of parameters, unless all have the same, and against the size in bits."""
+    axes = ["parameters", "bits"] if score.points["parameters"].nunique() > 1 else ["bits"]
+    return [_score_panel(score, axis) for axis in axes]
 
 
 def gap_panels(gaps: list[Gap], sizes: list[str]) -> list[Drawing]:
