@@ -197,7 +197,7 @@ def test_low_bit_activations_are_trained_as_their_sweep_and_400_steps_of_the_dem
     monkeypatch.chdir(ROOT)
     shorter = tmp_path / "demo.yaml"
     shorter.write_text(
-        (ROOT / "studies/demo.yaml").read_text().replace("total_tokens: 1_024_000", "total_tokens: 409_600")
+        (ROOT / "studies/demo.yaml").read_text().replace("total_tokens: 819_200", "total_tokens: 409_600")
     )
     study, sweep = (load_study(ROOT / "studies" / f"{name}.yaml") for name in ("tbt", "tbt-rates"))
     demo = load_study(shorter)
