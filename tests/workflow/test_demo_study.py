@@ -1,4 +1,4 @@
-"""The demo as a newcomer runs it, and what must hold of its numbers.
+"""The demo as a newcomer runs it, with half of its steps, and what must hold of its numbers.
 
 How long it takes is printed, not asserted: wall time on shared machines says little. README has the measured figure.
 """
@@ -8,6 +8,7 @@ import time
 
 import pytest
 from conftest import copy_project, run
+from test_tiny_study import edit_study
 
 from openspectra.artifacts import open_artifact
 from openspectra.tracking.contents import metrics_of
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     project = copy_project(tmp_path_factory.mktemp("demo") / "project")
+    edit_study(project, "total_tokens: 819_200", "total_tokens: 409_600", "demo")
     started = time.monotonic()
     finished = run("snakemake", "--cores", "2", cwd=project)
     assert finished.returncode == 0, finished.stdout[-5000:]

@@ -252,7 +252,10 @@ def test_what_another_machine_may_still_write_stays_locked(tiny_copy, workflow, 
 
 @pytest.mark.slow
 def test_a_tracking_server_that_is_down_keeps_nothing_else_from_being_made(tiny, tmp_path):
-    """As docs/tracking.md says: all else is finished and the same, one line tells it, the exit code is 1; the same command goes on."""
+    """As docs/tracking.md says: all else is finished, one line tells it, the exit code is 1; the same command goes on.
+
+    And two clones agree bit for bit.
+    """
     project = copy_project(tmp_path / "project")
     command = ("snakemake", "--config", "study=tiny", *LAYOUT, "--cores", "2")
     finished = run(*command, cwd=project, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
@@ -292,7 +295,6 @@ def disturbed(project: Path, kills: int, rng: random.Random, longest: float) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("state", list(KILLS))
 def test_kills_at_random_moments_of_a_workflow_change_nothing(tiny, tmp_path, state):
-    """`fresh` is a second clone too: what it ends with is bit for bit what the first has."""
     rng, project = random.Random(state), tmp_path / "project"
     if state == "fresh":
         copy_project(project)

@@ -36,8 +36,8 @@ def hashes(project: Path) -> dict[str, str]:
     return {str(path.relative_to(project)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def edit_study(project: Path, old: str, new: str) -> None:
-    path = project / "studies" / "tiny.yaml"
+def edit_study(project: Path, old: str, new: str, study: str = "tiny") -> None:
+    path = project / f"studies/{study}.yaml"
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))

@@ -125,6 +125,16 @@ def resolved_config(wildcards) -> str:
     return (known or STUDY.quantize_config(wildcards.path)).model_dump_json(indent=2)
 
 
+def training_work(model: str) -> tuple[int, bool]:
+    """Return how much a training computes, in parameters times tokens, and whether QuantLMs wait for it."""
+    run = STUDY.pretrained[model]
+    return run.shape.num_parameters * run.max_steps * run.tokens_per_step, f"{RESULTS}/{model}/manifest.json" in QUANTIZED_FROM
+
+
+# A long training that starts last would leave all other cores without work at the end.
+LONGEST_LAST = sorted(STUDY.pretrained, key=training_work)
+
+
 def teacher_of(wildcards) -> list[str]:
     """Return the manifest of the model that a distilled training learns from; none of any other training."""
     section = STUDY.pretrained[wildcards.pretrained].distillation

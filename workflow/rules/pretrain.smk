@@ -13,6 +13,7 @@ rule pretrain_model:
         stage_version=STAGE_VERSIONS["pretrain"],
         summary=describe_training,
         teacher=lambda wildcards, input: [f"--teacher {path}" for path in input.teacher],
+    priority: lambda wildcards: LONGEST_LAST.index(wildcards.pretrained)
     threads: threads_of("pretrain_model")
     resources:
         **resources_of("pretrain_model"),
