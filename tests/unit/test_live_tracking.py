@@ -123,6 +123,23 @@ def test_batch_that_was_sent_before_a_kill_is_sent_again_and_changes_nothing(tra
     assert store.points(run.info.run_id) == training.points(training.steps[:9])
 
 
+def test_a_batch_and_the_tag_beside_it_are_one_request(training, store, monkeypatch):
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    sizes, log_batch = [], SqlAlchemyStore.log_batch
+
+    def counted(self, run_id, metrics, params, tags):
+        sizes.extend(len(metrics) for tag in tags if tag.key == BYTES_TAG)
+        log_batch(self, run_id, metrics, params, tags)
+
+    monkeypatch.setattr(SqlAlchemyStore, "log_batch", counted)
+    training.live(os.getpid())
+    training.curves = {step: {"train_loss": 1 / step} for step in range(1, 2501)}
+    training.write(list(training.curves), start=0)
+    training.track(store)
+    assert sizes == [999, 999, 502]
+
+
 def test_curves_that_a_finished_training_does_not_confirm_are_not_its_run(training, store):
     training.live(os.getpid())
     wrong = training.steps[2]
