@@ -205,7 +205,8 @@ def test_low_bit_activations_are_trained_as_their_sweep_and_400_steps_of_the_dem
     assert len(plain) == 10 and study.data_configs == demo.data_configs
     for model_id, recipe in plain.items():
         twin = demo.pretrained.get(model_id) or sweep.pretrained[f"{model_id}+lr{rate_label(recipe.peak_lr)}"]
-        other = {"model_id"} | ({"peak_lr"} if model_id in demo.pretrained else set())  # the demo's are those of 800 steps
+        rates = {"peak_lr", "min_lr"} if model_id in demo.pretrained else set()  # the demo has those of 800 steps
+        other = {"model_id"} | rates
         assert recipe.model_dump(exclude=other) == twin.model_dump(exclude=other)
     assert len({tuple(rates) for rates in sweep.rates.values()}) == 1  # as many chances for each family
 
