@@ -7,22 +7,14 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from test_binary_ternary import SHAPE
 
 from openspectra.model.binary_ternary import first_scales, set_scales
-from openspectra.model.config import LlamaShape
 from openspectra.model.distillation import Teacher
 from openspectra.model.families import FAMILY_NAMES
 from openspectra.model.llama import Llama
 from openspectra.model.packing import FIVE_TRITS, ONE_BIT, TWO_BITS, pack_states
 
-SHAPE = LlamaShape(
-    vocab_size=64,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    max_position_embeddings=32,
-)
 META = torch.device("meta")
 
 

@@ -272,7 +272,8 @@ def test_every_task_of_lm_eval_gives_scores(project, hub_folder, tiny, tmp_path)
     scores = evaluation.rows("scores.csv")
     assert set(names) <= {row["task"] for row in scores}
     assert all(0 <= float(row["value"]) < 1e12 for row in scores if "bias_score" not in row["metric"])
-    assert {row["task"] for row in scores if "bias_score" in row["metric"]} == {"bbq"}  # from -1 to 1
+    biases = [(row["task"], float(row["value"])) for row in scores if "bias_score" in row["metric"]]
+    assert {task for task, _ in biases} == {"bbq"} and all(-1 <= value <= 1 for _, value in biases)
     leaves = {row["task"]: int(row["num_items"]) for row in evaluation.rows("data.csv")}
     assert set(leaves) == set(names) - {"mmlu_continuation"} | subjects
     scored = pyarrow.parquet.read_table(evaluation.file("items.parquet"))["task"].to_pylist()

@@ -14,6 +14,7 @@ from openspectra.model_ids import ModelId
 from openspectra.reporting.plan import plan_of
 from openspectra.stage_versions import STAGE_VERSIONS
 from openspectra.study import load_study, resolved_configs
+from openspectra.work import training_flop
 
 NAME = str(config.get("study"))
 if not {"study"} <= set(config) <= {"study", "site"} or not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", NAME):
@@ -125,10 +126,9 @@ def resolved_config(wildcards) -> str:
     return (known or STUDY.quantize_config(wildcards.path)).model_dump_json(indent=2)
 
 
-def training_work(model: str) -> tuple[int, bool]:
-    """Return how much a training computes, in parameters times tokens, and whether QuantLMs wait for it."""
-    run = STUDY.pretrained[model]
-    return run.shape.num_parameters * run.max_steps * run.tokens_per_step, f"{RESULTS}/{model}/manifest.json" in QUANTIZED_FROM
+def training_work(model: str) -> tuple[float, bool]:
+    """Return how much a training computes, and whether QuantLMs wait for it."""
+    return training_flop(STUDY.pretrained[model]), f"{RESULTS}/{model}/manifest.json" in QUANTIZED_FROM
 
 
 # A long training that starts last would leave all other cores without work at the end.
