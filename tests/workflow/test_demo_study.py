@@ -4,6 +4,7 @@ How long it takes is printed, not asserted: wall time on shared machines says li
 """
 
 import csv
+import json
 import time
 
 import pytest
@@ -11,7 +12,9 @@ from conftest import copy_project, run
 from test_tiny_study import edit_study
 
 from openspectra.artifacts import open_artifact
+from openspectra.study import load_study
 from openspectra.tracking.contents import metrics_of
+from openspectra.work import training_flop
 
 pytestmark = pytest.mark.slow
 
@@ -40,6 +43,16 @@ def test_8_and_6_bits_cost_less_than_a_hundredth_of_a_nat(demo):
     near = {model: gap for model, gap in gaps.items() if model.endswith(("-8bit", "-6bit"))}
     assert len(near) == 6
     assert max(map(abs, near.values())) <= 0.01, near
+
+
+def test_the_longest_training_starts_first(demo):
+    """In the order of the study file the largest came last, and one core stood idle beside it."""
+    runs = load_study(demo / "studies/demo.yaml").pretrained
+    records = {name: json.loads((demo / "results/demo" / name / "run.json").read_text()) for name in runs}
+    started = sorted(runs, key=lambda name: records[name]["started_unix_seconds"])
+    work = [training_flop(runs[name]) for name in started]
+    assert len(set(work)) == 3
+    assert work == sorted(work, reverse=True)
 
 
 def test_every_artifact_is_one_finished_run_and_the_report_leads_to_the_corpus(demo):
