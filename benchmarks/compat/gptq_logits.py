@@ -5,6 +5,7 @@ Usage: gptq_logits.py ours|auto-gptq|transformers FILE FOLDER... Runs in environ
 
 import os
 import sys
+from contextlib import redirect_stdout
 
 import numpy as np
 import torch
@@ -28,6 +29,13 @@ def load(program: str, folder: str):
     return AutoModelForCausalLM.from_pretrained(folder, device_map="cpu", dtype=torch.float16)
 
 
+def logits(model) -> np.ndarray:
+    """Return the logits (2, 64, vocabulary) of fixed token ids in float32."""
+    ids = torch.arange(2 * 64).view(2, 64) * 7 % model.config.vocab_size
+    with torch.no_grad():
+        return model(input_ids=ids).logits.float().numpy()
+
+
 def main() -> None:
     """Write our logits of each folder, or print the rows of another program."""
     program, path, *folders = sys.argv[1:]
@@ -35,10 +43,8 @@ def main() -> None:
     found = {}
     for folder in folders:
         try:
-            model = load(program, folder).eval()
-            ids = torch.arange(2 * 64).view(2, 64) * 7 % model.config.vocab_size
-            with torch.no_grad():
-                found[folder] = model(input_ids=ids).logits.float().numpy()
+            with redirect_stdout(sys.stderr):  # what gptqmodel tells is no row
+                found[folder] = logits(load(program, folder).eval())
         except Exception as error:  # what a program says is the result
             print(f"| {folder} | {program} | {type(error).__name__}: {str(error).splitlines()[0]} | | |")
             continue
