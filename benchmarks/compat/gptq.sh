@@ -10,7 +10,7 @@ if [ ! -e .compat/auto-gptq/done ]; then
 fi
 if [ ! -e .compat/optimum/done ]; then
   python -m venv --clear .compat/optimum
-  python -c 'import site; print(site.getsitepackages()[0])' > "$(echo .compat/optimum/lib/python3.*/site-packages)/project.pth"
+  python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' > "$(echo .compat/optimum/lib/python3.*/site-packages)/project.pth"
   .compat/optimum/bin/python -m pip install --quiet --no-deps optimum==2.3.0
   touch .compat/optimum/done
 fi

@@ -6,7 +6,7 @@ formats=("$@"); [ $# -gt 0 ] || formats=(gguf-f16 gguf-tq1_0 gguf-tq2_0)
 env=.compat/llama
 if [ ! -e $env/done ]; then
   python -m venv --clear $env
-  python -c 'import site; print(site.getsitepackages()[0])' > "$(echo $env/lib/python3.*/site-packages)/project.pth"
+  python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' > "$(echo $env/lib/python3.*/site-packages)/project.pth"
   $env/bin/python -m pip install --no-deps diskcache==5.6.3 llama-cpp-python==0.3.36
   touch $env/done
 fi
