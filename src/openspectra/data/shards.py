@@ -6,6 +6,7 @@ enough that a process which reads here and there in 300 billion tokens need not 
 
 import hashlib
 from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class ShardWriter:
         self.num_tokens = 0
         self.shards: list[dict[str, Any]] = []
 
-    def add(self, ids: list[int], document_id: str, source: str) -> None:
+    def add(self, ids: Sequence[int], document_id: str, source: str) -> None:
         """Append one document's ids. Raises `OverflowError` for an id that the dtype does not hold."""
         content = np.frombuffer(array(self._typecode, ids), dtype=self._dtype.newbyteorder("="))
         row = (document_id, source, self.num_tokens, len(content))
