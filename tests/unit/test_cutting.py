@@ -1,5 +1,6 @@
 """Long documents reach the tokenizer in pieces, whose tokens are those of the whole."""
 
+import json
 import random
 import re
 from collections.abc import Iterator
@@ -30,7 +31,11 @@ def random_text(length: int, seed: int) -> str:
 
 
 def as_gpt_neox() -> Tokenizer:
-    tokenizer = byte_level(500)
+    """Return a tokenizer that composes accents, has tokens of spaces, and no token for bytes that UTF-8 never has."""
+    content = json.loads(byte_level(500).to_str())
+    for byte in (0xC0, 0xC1, *range(0xF5, 0x100)):
+        del content["model"]["vocab"][chr(byte)]
+    tokenizer = Tokenizer.from_str(json.dumps(content))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.add_tokens([AddedToken(" " * count, normalized=True) for count in range(24, 1, -1)])
     return tokenizer

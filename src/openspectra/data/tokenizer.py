@@ -10,7 +10,7 @@ from typing import Any
 from openspectra.artifacts import Artifact, sha256_of, write_json
 from openspectra.data.config import TokenizerConfig
 from openspectra.data.corpus import documents_of
-from openspectra.data.cutting import ALL_CUTS, pieces
+from openspectra.data.cutting import ALL_CUTS, cuts_of, pieces
 from openspectra.data.encoding import Encoder
 from openspectra.data.local_files import data_folder
 from openspectra.data.round_trip import require_kept
@@ -64,6 +64,13 @@ def file_problems(config: TokenizerConfig) -> list[str]:
         return _problems(load_file(config), config)
     except ConfigError as error:
         return error.problems
+
+
+def takes_pieces(config: TokenizerConfig) -> bool:
+    """Return whether a long document can be given to a study's tokenizer in pieces; False for a file that is not there."""
+    if not config.file:
+        return True
+    return (data_folder() / config.file).is_file() and cuts_of(load_file(config)) is not None
 
 
 def num_ids(tokenizer) -> int:
