@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, replace
 from functools import cache
 
+from openspectra.data.config import CorpusConfig
 from openspectra.errors import ConfigError
 from openspectra.model_ids import QUANTLM, ModelId
 from openspectra.site import LayoutWish, Recompute, Site, Strategy
@@ -24,6 +25,12 @@ PROCESS_GB = 4.0
 """ASSUME: host memory of a process with torch, CUDA and Lightning loaded, beside what grows with the model."""
 DATA_GB_PER_THREAD = 1.0
 """docs/data.md: no data stage needs 1 GB, whatever the size of the corpus; with threads, each may hold as much."""
+USUAL_DOCUMENT_BYTES = CorpusConfig.model_fields["max_document_bytes"].default
+"""Documents up to this size are within `DATA_GB_PER_THREAD`, and within the 2 GB beside it where they come whole."""
+LONG_DOCUMENT_BYTES = 20
+"""Memory per byte of a longer document, whose text, columns and file the stages hold side by side (docs/data.md)."""
+WHOLE_TEXT_BYTES = 250
+"""Memory of a tokenizer per byte of a text that it cannot be given in pieces (docs/data.md)."""
 MOST_DATA_THREADS = 16
 """Of tokenizing and of the search for benchmark items, whose bytes do not depend on it."""
 REPORT_GB = 16.0
@@ -321,7 +328,7 @@ class StudyResources:
 
     def _other(self, rule: str, model_id: str | None, run: PretrainConfig | None) -> Needs:
         threads = self.threads(rule, run)
-        memory = (2 + threads * DATA_GB_PER_THREAD) * GB
+        memory = (2 + threads * DATA_GB_PER_THREAD) * GB + self._long_document(rule, threads)
         if rule in ("render_report", "track_artifacts"):
             memory = REPORT_GB * GB
         if run:
@@ -332,6 +339,18 @@ class StudyResources:
             memory += 2 * 4 * tokens * run.shape.hidden_size
         gpus = int(bool(self.site and self.site.gpus) and rule in ("quantize_model", "evaluate_model"))
         return Needs(threads, _mb(memory), self._minutes(rule, model_id), gpus)
+
+    def _long_document(self, rule: str, threads: int) -> int:
+        """Return the memory that a data job needs for a document of the largest size that the study allows, in bytes."""
+        from openspectra.data.tokenizer import takes_pieces
+
+        allowed = self.study.corpus.max_document_bytes if self.study.corpus else 0
+        if allowed <= USUAL_DOCUMENT_BYTES:
+            return 0
+        if rule == "check_contamination":  # each process reads documents
+            return threads * LONG_DOCUMENT_BYTES * allowed
+        in_pieces = rule not in ("build_tokenizer", "tokenize_part") or takes_pieces(self.study.tokenizer)
+        return (LONG_DOCUMENT_BYTES + (0 if in_pieces else WHOLE_TEXT_BYTES)) * allowed
 
     def _minutes(self, rule: str, model_id: str | None) -> int:
         """Return the time limit of a job: twice its time and a margin, at most the site's.

@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -14,7 +15,8 @@ from data_study import ROOT, DataStudy, corpus_of, study_of
 from hub_server import hub
 
 from openspectra.artifacts import open_artifact
-from openspectra.data.contamination import check_contamination, ngram_hashes
+from openspectra.data import contamination
+from openspectra.data.contamination import check_contamination, ngram_hashes, ngrams_in_turns
 from openspectra.data.corpus import documents_of
 from openspectra.errors import ConfigError, OpenSpectraError
 from openspectra.evaluation.config import BUILT_TASKS, GENERATION_TASKS
@@ -253,3 +255,16 @@ def test_built_benchmarks_are_looked_for_too(tiny):
         "continuation": 12,
         "minimal_pairs": 12,
     }
+
+
+@pytest.mark.parametrize("turn_bytes", [1, 7, 40, 10_000])
+def test_turns_give_every_ngram_of_a_long_document_once(turn_bytes, monkeypatch):
+    rng = np.random.default_rng(0)
+    words = ["we", "go,", "to..", "naïve\n", "界", "界。", "(the)", "caf\u00e9\u2014now", "x" * 30, "\u3000"]
+    text = " ".join(rng.choice(words, 300)).encode() + "界、".encode() * 100
+    whole = ngram_hashes(text, 5)
+    monkeypatch.setattr(contamination, "SEARCHED_BYTES", turn_bytes)
+    turns = list(ngrams_in_turns(text, 5))
+    for found, expected in zip(zip(*turns, strict=True), whole, strict=True):
+        assert np.array_equal(np.concatenate(found), expected)
+    assert (len(turns) > 20) == (turn_bytes <= 40)

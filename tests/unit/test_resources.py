@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from test_tokenizers import byte_level, llama_style
 
 from openspectra.errors import ConfigError
 from openspectra.resources import (
@@ -146,3 +147,27 @@ def test_the_shipped_site_file_is_the_assumption_and_its_mistakes_are_told_at_on
     path.write_text("")
     with pytest.raises(ConfigError, match="give the numbers of a node"):
         load_site(path)
+
+
+def test_data_jobs_ask_for_the_memory_of_the_longest_document(monkeypatch, tmp_path):
+    """Nothing more for usual ones; a tokenizer that cannot be given a document in pieces holds all of its encoding."""
+    monkeypatch.setenv("OPENSPECTRA_DATA", str(tmp_path))
+    usual = load("tiny", monkeypatch)
+
+    def memory(rule: str, **keys) -> int:
+        corpus = usual.corpus.model_copy(update={"max_document_bytes": 100_000_000} if keys else {})
+        tokenizer = usual.tokenizer.model_copy(update=keys)
+        return (
+            StudyResources(usual.model_copy(update={"corpus": corpus, "tokenizer": tokenizer}), Site())
+            .needs(rule)
+            .mem_mb
+        )
+
+    tokenizer = byte_level()
+    tokenizer.save(str(tmp_path / "pieces.json"))
+    llama_style().save(str(tmp_path / "whole.json"))
+    pieces, whole = ({"file": file, "post_processor": "remove"} for file in ("pieces.json", "whole.json"))
+    for rule in ("read_source", "build_part", "tokenize_part", "check_contamination"):
+        assert memory(rule) >= 3000 and memory(rule, **pieces) >= memory(rule) + 2000
+    assert memory("tokenize_part", **whole) == memory("tokenize_part", **pieces) + 25_000
+    assert memory("build_part", **whole) == memory("build_part", **pieces)

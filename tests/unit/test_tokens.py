@@ -12,6 +12,7 @@ import pytest
 from data_study import ROOT, DataStudy, corpus_of, study_of, texts
 
 from openspectra.artifacts import open_artifact, write_artifact, write_json
+from openspectra.data import encoding as encoding_module
 from openspectra.data import shards as shards_module
 from openspectra.data import token_files as token_files_module
 from openspectra.data import tokenizer as tokenizer_module
@@ -87,8 +88,8 @@ def test_shards_and_parts_change_no_token(made, tmp_path, monkeypatch):
 def test_batches_change_no_token(made, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENSPECTRA_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(shards_module, "BLOCK_BYTES", BLOCK_BYTES)
-    monkeypatch.setattr(tokenizing_module, "BATCH_CHARACTERS", 700)
-    monkeypatch.setattr(tokenizing_module, "CHARACTERS_IN_FLIGHT", 1400)
+    monkeypatch.setattr(encoding_module, "BATCH_BYTES", 700)
+    monkeypatch.setattr(encoding_module, "BYTES_IN_FLIGHT", 1400)
     again = make(tmp_path)
     hashes = [open_artifact(study.folder / "tokens/train").sha256 for study in (again, made)]
     assert hashes[0] == hashes[1]

@@ -113,7 +113,7 @@ class CorpusConfig(Config):
     min_characters: PositiveInt = 1
     """Shorter documents are left out and counted."""
     max_document_bytes: Annotated[int, Field(ge=1, le=100_000_000)] = 5_000_000
-    """Longer documents, or lines of JSON, are dirty: `too_long`. The tokenizer needs 140 bytes of memory for each."""
+    """Longer documents, or lines of JSON, are dirty: `too_long`. What memory they need: docs/data.md."""
     num_parts: Annotated[int, Field(ge=1, le=900)] = 1
     """Parts of the corpus, by hash of the documents: as many jobs de-duplicate and tokenize in parallel. Whoever reads
     text holds a file of each open, and many systems let a process open 1,024."""

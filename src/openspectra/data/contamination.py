@@ -4,6 +4,7 @@ Words are runs of letters and digits, those of ASCII in lower case; white space 
 hashes, and every hit is listed with its words, so that it can be read.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -35,6 +36,9 @@ from openspectra.printable import escaped
 HIT_COLUMNS = ("benchmark", "item", "document_id", "source", "num_ngrams", "first_ngram")
 FILTER_BITS = 24
 MAX_ITEM_BYTES = 100_000_000
+SEARCHED_BYTES = 4_000_000
+"""Text whose n-grams are in memory at a time, some 40 bytes for each of its bytes."""
+_GAP = re.compile(rb"[ \n.,]|\xe3\x80")  # the latter begins U+3000 to U+303F: Chinese and Japanese stops
 ORDER = np.uint64(0x9E3779B97F4A7C15)
 """An odd number: what is multiplied by it stands before what is added."""
 
@@ -160,19 +164,38 @@ def _search(path: Path, ngrams: Ngrams, num_words: int) -> list[tuple]:
     hits = []
     for document in iterate(path):
         text = document.text.encode()
-        hashes, starts, ends = ngram_hashes(text, num_words)
-        candidates = np.flatnonzero(ngrams.filter[hashes >> np.uint64(64 - FILTER_BITS)])
-        if not len(candidates):
-            continue
-        first, last = (np.searchsorted(ngrams.hashes, hashes[candidates], side) for side in ("left", "right"))
-        places: dict[int, list[int]] = {}
-        for ngram, begin, end in zip(candidates.tolist(), first.tolist(), last.tolist(), strict=True):
-            for item in ngrams.items[begin:end].tolist():
-                places.setdefault(item, []).append(ngram)
-        for item, found in places.items():
-            words = " ".join(text[starts[found[0]] : ends[found[0]]].decode(errors="replace").split())
-            hits.append((*ngrams.names[item], document.id, document.source, len(found), escaped(words)))
+        counts, first_words = Counter(), {}
+        for hashes, starts, ends in ngrams_in_turns(text, num_words):
+            candidates = np.flatnonzero(ngrams.filter[hashes >> np.uint64(64 - FILTER_BITS)])
+            if not len(candidates):
+                continue
+            first, last = (np.searchsorted(ngrams.hashes, hashes[candidates], side) for side in ("left", "right"))
+            for ngram, begin, end in zip(candidates.tolist(), first.tolist(), last.tolist(), strict=True):
+                for item in ngrams.items[begin:end].tolist():
+                    counts[item] += 1
+                    first_words.setdefault(item, text[starts[ngram] : ends[ngram]])
+        for item, found in first_words.items():
+            words = " ".join(found.decode(errors="replace").split())
+            hits.append((*ngrams.names[item], document.id, document.source, counts[item], escaped(words)))
     return hits
+
+
+def ngrams_in_turns(text: bytes, num_words: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield what `ngram_hashes` returns for a text, in order, each n-gram once, for `SEARCHED_BYTES` of it at a time.
+
+    A turn ends between two words; the next begins with the last n-gram of the one before, which it passes over.
+    """
+    begin, reach, known = 0, SEARCHED_BYTES, 0
+    while True:
+        gap = _GAP.search(text, reach)
+        end = gap.start() if gap else len(text)
+        hashes, starts, ends = ngram_hashes(text[begin:end], num_words)
+        yield hashes[known:], starts[known:] + begin, ends[known:] + begin
+        if not gap:
+            return
+        if len(hashes):
+            begin, known = begin + int(starts[-1]), 1
+        reach = end + SEARCHED_BYTES
 
 
 def _file_items(config: ContaminationConfig, inputs: list[dict[str, Any]]) -> Iterator[tuple[str, str, list[str]]]:
