@@ -149,23 +149,11 @@ def evaluate_gpu_bytes(run: PretrainConfig, suites: Iterable[EvaluateConfig]) ->
     The weights in the precision of a suite; of a batch keys and values of all layers, as for answers in words, and a
     block's 34 bytes per token and unit of width in half precision; and 2^24 logits, three times in float32.
     """
-    shape = run.shape
-    return (
-        max(
-            (
-                width * shape.num_parameters
-                + width
-                * suite.batch_size
-                * run.sequence_length
-                * shape.hidden_size
-                * (2 * shape.num_hidden_layers + 17)
-                for suite in suites
-                for width in [4 if suite.dtype == "float32" else 2]
-            ),
-            default=0.0,
-        )
-        + 3 * 4 * 2**24
-    )
+    shape, largest = run.shape, 0.0
+    for suite in suites:
+        kept = suite.batch_size * run.sequence_length * shape.hidden_size * (2 * shape.num_hidden_layers + 17)
+        largest = max(largest, (4 if suite.dtype == "float32" else 2) * (shape.num_parameters + kept))
+    return largest + 3 * 4 * 2**24
 
 
 def host_bytes(run: PretrainConfig, layout: Layout) -> float:
