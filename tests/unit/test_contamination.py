@@ -16,7 +16,7 @@ from hub_server import hub
 
 from openspectra.artifacts import open_artifact
 from openspectra.data import contamination
-from openspectra.data.contamination import check_contamination, ngram_hashes, ngrams_in_turns
+from openspectra.data.contamination import LISTED_DOCUMENTS, check_contamination, ngram_hashes, ngrams_in_turns
 from openspectra.data.corpus import documents_of
 from openspectra.errors import ConfigError, OpenSpectraError
 from openspectra.evaluation.config import BUILT_TASKS, GENERATION_TASKS
@@ -80,6 +80,32 @@ def test_planted_items_are_all_found_and_listed(tmp_path, data_folder, num_proce
     for hit in hits:
         assert int(hit["num_ngrams"]) >= 20 - 12  # chance may lengthen a passage by a word
         assert len(plain_ngrams(hit["first_ngram"], 13)) == 1
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_what_stands_in_many_documents_is_counted_and_listed_a_hundred_times(tmp_path, data_folder, num_processes):
+    """A licence at the end of 3 items and of 300 documents, twice in each: more hits of each item than are listed."""
+    rng = random.Random(2)
+    licence = sentence(rng, 20)
+    items = [{"text": f"{sentence(rng, 5)}. {licence}"} for _ in range(3)] + [{"text": sentence(rng, 20)}]
+    documents = [f"{sentence(rng, 20)}. {licence}. {licence}" for _ in range(300)]
+    documents[0] += f". {items[3]['text']}"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(items), data_folder / "bench.parquet")
+    (data_folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    corpus, metrics, hits = check(tmp_path, num_parts=3, num_processes=num_processes)
+    train = list(documents_of(corpus, "train"))
+    single = any(document.text == documents[0] for document in train)
+    beyond = 3 * (len(train) - LISTED_DOCUMENTS)
+    assert beyond > 100
+    assert metrics == {"bench": {"num_items": 4, "num_too_short": 0, "num_found": 3 + single, "num_not_listed": beyond}}
+    first = sorted(document.id for document in train)[:LISTED_DOCUMENTS]
+    listed = [(hit["item"], hit["document_id"]) for hit in hits if hit["item"] != "bench.parquet:4"]
+    assert listed == [(f"bench.parquet:{row}", document) for row in (1, 2, 3) for document in first]
+    assert len(hits) == len(listed) + single
+    assert (
+        min(int(hit["num_ngrams"]) for hit in hits if hit["item"] != "bench.parquet:4") == 2 * 8
+    )  # of 20 words, twice
+    assert {hit["first_ngram"] for hit in hits} >= {" ".join(licence.split()[:13])}
 
 
 def test_ngram_hashes_are_equal_for_equal_words_and_no_others():
