@@ -17,12 +17,13 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet
 from machine import processor
 
 from openspectra.data.documents import Document, iterate, write_documents
+from openspectra.data.encoding import Encoder
 from openspectra.data.shards import ShardWriter, dtype_for
-from openspectra.data.tokenizing import encoded
 
 HERE = Path(__file__).parent
 RAW_BATCH = 256
@@ -40,6 +41,8 @@ def main() -> None:
     from tokenizers import Tokenizer
 
     tokenizer, stretches = Tokenizer.from_file(str(options.tokenizer)), stretches_of(options.files)
+    dtype = dtype_for(tokenizer.get_vocab_size())
+    encoder = Encoder(tokenizer, dtype)
     tokenizer.encode_batch_fast(stretches[0])  # threads and caches are up
     pairs = []
     with tempfile.TemporaryDirectory() as folder:
@@ -49,7 +52,10 @@ def main() -> None:
             )
         for number in range(options.passes * len(stretches)):
             texts, path = stretches[number % len(stretches)], Path(folder, str(number % len(stretches)))
-            sides = {"raw": lambda texts=texts: raw(tokenizer, texts), "ours": lambda path=path: ours(tokenizer, path)}
+            sides = {
+                "raw": lambda texts=texts: raw(tokenizer, texts),
+                "ours": lambda path=path: ours(encoder, dtype, path),
+            }
             found = {
                 name: speeds(sides[name]) for name in sorted(sides, reverse=(number // len(stretches) + number) % 2)
             }
@@ -88,10 +94,10 @@ def raw(tokenizer, texts: list[str]) -> int:
     return sum(sum(map(len, tokenizer.encode_batch_fast(batch))) for batch in batches)
 
 
-def ours(tokenizer, path: Path) -> int:
+def ours(encoder: Encoder, dtype: np.dtype, path: Path) -> int:
     with tempfile.TemporaryDirectory() as folder:
-        writer = ShardWriter(Path(folder), "train", dtype_for(tokenizer.get_vocab_size()), 2**26)
-        for document, ids in encoded(tokenizer, iterate(path)):
+        writer = ShardWriter(Path(folder), "train", dtype, 2**26)
+        for document, ids, _, _ in encoder.encode(iterate(path)):
             writer.add(ids, document.id, document.source)
         writer.close()
     return writer.num_tokens

@@ -5,10 +5,13 @@ Without a site, on one machine, a training has one device and one thread, and no
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 
+from openspectra.data.config import CorpusConfig
 from openspectra.errors import ConfigError
+from openspectra.evaluation.config import EvaluateConfig
 from openspectra.model_ids import QUANTLM, ModelId
 from openspectra.site import LayoutWish, Recompute, Site, Strategy
 from openspectra.speeds import Speeds, assumed_speeds, job_seconds
@@ -24,6 +27,12 @@ PROCESS_GB = 4.0
 """ASSUME: host memory of a process with torch, CUDA and Lightning loaded, beside what grows with the model."""
 DATA_GB_PER_THREAD = 1.0
 """docs/data.md: no data stage needs 1 GB, whatever the size of the corpus; with threads, each may hold as much."""
+USUAL_DOCUMENT_BYTES = CorpusConfig.model_fields["max_document_bytes"].default
+"""Documents up to this size are within `DATA_GB_PER_THREAD`, and within the 2 GB beside it where they come whole."""
+LONG_DOCUMENT_BYTES = 20
+"""Memory per byte of a longer document, whose text, columns and file the stages hold side by side (docs/data.md)."""
+WHOLE_TEXT_BYTES = 250
+"""Memory of a tokenizer per byte of a text that it cannot be given in pieces (docs/data.md)."""
 MOST_DATA_THREADS = 16
 """Of tokenizing and of the search for benchmark items, whose bytes do not depend on it."""
 REPORT_GB = 16.0
@@ -40,6 +49,12 @@ MARGIN_MINUTES = 30
 """ASSUME: what a job's limit adds to twice its time: loading, saving, waiting for files on a shared disk."""
 LEAST_HOURS = {"read_source": 12}
 """ASSUME: a network may be far slower than the processor that reads from it. All other jobs: 1 hour."""
+TOKEN_FILE_HOURS = 12
+"""ASSUME: so may a disk that many jobs share, from which a ready token file is read. Until the files lie there, nothing says how
+the text is divided between them, and one may hold most of it: all 600 GB of the paper's in one file end within 12 hours
+where 14 MB come a second. Too short a limit would never end, as a job that was cut off begins its file anew."""
+GPTQ_BATCH = 8
+"""Sequences of a forward pass of GPTQ."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +93,8 @@ class Needs:
     devices: int = 0
     """GPUs per node."""
     nodes: int = 1
+    gpu_mb: int = 0
+    """Memory of its GPU, in MB, of what is no training: trainings choose their layout by it (`layout_of`)."""
 
 
 # --- what a training computes and holds -------------------------------------------------------------------------------
@@ -87,29 +104,63 @@ def gpu_bytes(run: PretrainConfig, ranks: int, strategy: Strategy, micro_batch: 
     """Return the memory of one GPU that a training needs, in bytes (an estimate; measured on no GPU yet).
 
     Weights, gradients and AdamW's two moments are float32, 16 bytes per parameter; under mixed precision the weights
-    are held in half precision beside it, 2 bytes. FSDP2 divides the 16 by the ranks, and has whole the weights and
-    gradients (8 bytes) of one block and of embedding and head. A block keeps for the backward pass 34 bytes per token
-    and unit of width in half precision (Korthikanti et al. 2022, attention's square left out: it is fused), twice that
-    in float32; recomputed, it keeps its input, and one block at a time is whole. Head and loss go in chunks of 512 tokens.
-    A teacher is whole on each GPU, in the precision of products, and has logits too; where hidden states are compared, its
-    streams and the differences in float32 are kept, 6 bytes per token, unit of width and block.
+    are held in half precision beside it, 2 bytes, from the forward to the end of the backward pass. FSDP2 divides the 16
+    by the ranks, and has whole the weights and gradients (8 bytes) of one block and of embedding and head. A block keeps
+    for the backward pass 34 bytes per token and unit of width in half precision (Korthikanti et al. 2022, attention's
+    square left out: it is fused), twice that in float32; recomputed, it keeps its input, and one block at a time is
+    whole. Head and loss go in chunks of 512 tokens. A teacher is whole on each GPU, in the precision of products, and has
+    logits too; where hidden states are compared, its streams and the differences in float32 are kept, 6 bytes per
+    token, unit of width and block.
+
+    With a loss scaler the update is not fused: it holds the square roots of the second moments, 4 bytes per parameter
+    that a rank has, when all that the passes kept is gone. The larger of the two counts.
     """
     shape, is_half = run.shape, run.precision != "32-true"
+    shards = ranks if strategy == "fsdp2" else 1
     embeddings = 2 * shape.vocab_size * shape.hidden_size
     block = shape.num_linear_parameters / shape.num_hidden_layers
-    weights = (16 + 2 * is_half) * shape.num_parameters
-    if strategy == "fsdp2" and ranks > 1:
-        weights = (16 / ranks + 2 * is_half) * shape.num_parameters + 8 * (block + embeddings)
+    states = 16 / shards * shape.num_parameters
+    gathered = 2 * is_half * shape.num_parameters + 8 * (block + embeddings) * (shards > 1)
     width = (1 if is_half else 2) * micro_batch * run.sequence_length * shape.hidden_size
     activations = 34 * width * shape.num_hidden_layers
     if recompute == "blocks":
         activations = 2 * width * shape.num_hidden_layers + 34 * width
     logits = 3 * 4 * 512 * shape.vocab_size
     if run.distillation:
-        weights += (2 if is_half else 4) * shape.num_parameters
+        states += (2 if is_half else 4) * shape.num_parameters
         logits += 2 * 4 * 512 * shape.vocab_size
         activations += 6 * width * shape.num_hidden_layers * run.distillation.hidden_states
-    return weights + activations + logits
+    update = 4 / shards * shape.num_parameters * run.uses_loss_scaling
+    return states + max(gathered + activations + logits, update)
+
+
+def quantize_gpu_bytes(run: PretrainConfig, samples: int, length: int) -> float:
+    """Return the memory of the GPU that makes a QuantLM of a model, in bytes (an estimate; measured on no GPU yet).
+
+    GPTQ has one block there in float32, its inputs and outputs for all samples, the Hessian of its widest matrix
+    with its factors, and a forward pass of `GPTQ_BATCH` sequences: 8 x 4 bytes per token and unit of the widest layer.
+    After it the QuantLM, or rounding, is compared with the FloatLM: two models in float32, the logits of one sequence of
+    both, and their distributions in float64, 512 positions at a time. The larger of the two counts.
+    """
+    shape = run.shape
+    block = shape.num_linear_parameters / shape.num_hidden_layers
+    gptq = 4 * block + 2 * 4 * samples * length * shape.hidden_size + 4 * 4 * shape.intermediate_size**2
+    gptq += 8 * 4 * GPTQ_BATCH * length * shape.intermediate_size
+    compared = 2 * 4 * (shape.num_parameters + length * shape.vocab_size) + 5 * 8 * 512 * shape.vocab_size
+    return max(gptq, compared)
+
+
+def evaluate_gpu_bytes(run: PretrainConfig, suites: Iterable[EvaluateConfig]) -> float:
+    """Return the memory of the GPU that scores a model, in bytes (an estimate; measured on no GPU yet).
+
+    The weights in the precision of a suite; of a batch keys and values of all layers, as for answers in words, and a
+    block's 34 bytes per token and unit of width in half precision; and 2^24 logits, three times in float32.
+    """
+    shape, largest = run.shape, 0.0
+    for suite in suites:
+        kept = suite.batch_size * run.sequence_length * shape.hidden_size * (2 * shape.num_hidden_layers + 17)
+        largest = max(largest, (4 if suite.dtype == "float32" else 2) * (shape.num_parameters + kept))
+    return largest + 3 * 4 * 2**24
 
 
 def host_bytes(run: PretrainConfig, layout: Layout) -> float:
@@ -296,6 +347,8 @@ class StudyResources:
         Where they change bits they follow from the run alone, so that a small run has the same on a laptop and a
         cluster: one. A run that is large enough to be compiled is computed by a GPU, which they feed.
         """
+        if rule == "tokenize_part" and self.study.token_files:
+            return 1  # ready tokens are only indexed
         if rule in ("build_tokenizer", "tokenize_part", "check_contamination"):
             local = 1 if rule == "check_contamination" else 2
             return min(MOST_DATA_THREADS, self.site.cores) if self.site else local
@@ -321,17 +374,33 @@ class StudyResources:
 
     def _other(self, rule: str, model_id: str | None, run: PretrainConfig | None) -> Needs:
         threads = self.threads(rule, run)
-        memory = (2 + threads * DATA_GB_PER_THREAD) * GB
+        memory = (2 + threads * DATA_GB_PER_THREAD) * GB + self._long_document(rule, threads)
         if rule in ("render_report", "track_artifacts"):
             memory = REPORT_GB * GB
         if run:
             memory = PROCESS_GB * GB + COPY_BYTES[rule] * run.shape.num_parameters
+        on_gpu = bool(self.site and self.site.gpus) and rule in ("quantize_model", "evaluate_model")
+        on_gpu_bytes = 0.0
         if rule == "quantize_model":  # inputs and outputs of a block, in float32, for all samples
             section = self.study.quantization
-            tokens = section.num_calibration_samples * section.calibration_sequence_length
-            memory += 2 * 4 * tokens * run.shape.hidden_size
-        gpus = int(bool(self.site and self.site.gpus) and rule in ("quantize_model", "evaluate_model"))
-        return Needs(threads, _mb(memory), self._minutes(rule, model_id), gpus)
+            samples, length = section.num_calibration_samples, section.calibration_sequence_length
+            memory += 2 * 4 * samples * length * run.shape.hidden_size
+            on_gpu_bytes = quantize_gpu_bytes(run, samples, length) if on_gpu else 0.0
+        elif on_gpu:
+            on_gpu_bytes = evaluate_gpu_bytes(run, self.study.evaluation.suites.values())
+        return Needs(threads, _mb(memory), self._minutes(rule, model_id), int(on_gpu), gpu_mb=_mb(on_gpu_bytes))
+
+    def _long_document(self, rule: str, threads: int) -> int:
+        """Return the memory that a data job needs for a document of the largest size that the study allows, in bytes."""
+        from openspectra.data.tokenizer import takes_pieces
+
+        allowed = self.study.corpus.max_document_bytes if self.study.corpus else 0
+        if allowed <= USUAL_DOCUMENT_BYTES:
+            return 0
+        if rule == "check_contamination":  # each process reads documents
+            return threads * LONG_DOCUMENT_BYTES * allowed
+        in_pieces = rule not in ("build_tokenizer", "tokenize_part") or takes_pieces(self.study.tokenizer)
+        return (LONG_DOCUMENT_BYTES + (0 if in_pieces else WHOLE_TEXT_BYTES)) * allowed
 
     def _minutes(self, rule: str, model_id: str | None) -> int:
         """Return the time limit of a job: twice its time and a margin, at most the site's.
@@ -339,7 +408,10 @@ class StudyResources:
         A training goes on in a next job. Raises `ConfigError` where another job takes longer than the site's limit.
         """
         seconds = max((self.seconds(job, self.speeds) for job in self.jobs.get((rule, model_id), [])), default=0.0)
-        minutes = max(60 * LEAST_HOURS.get(rule, 1), MARGIN_MINUTES + math.ceil(2 * seconds / 60))
+        least = LEAST_HOURS.get(rule, 1)
+        if rule == "tokenize_part" and self.study.token_files:
+            least = TOKEN_FILE_HOURS
+        minutes = max(60 * least, MARGIN_MINUTES + math.ceil(2 * seconds / 60))
         if self.site is None:
             return minutes
         if seconds > self.site.hours * 3600 and rule != "pretrain_model":
@@ -358,6 +430,7 @@ class StudyResources:
         offered = {
             "nodes": (needs.nodes, site.nodes, "nodes"),
             "gpus": (needs.devices, site.gpus, "GPUs a node"),
+            "gpu_memory_gb": (needs.gpu_mb / 1000 / USABLE, site.gpu_memory_gb, "GB on a GPU, a tenth kept free"),
             "memory_gb": (needs.mem_mb / 1000, site.memory_gb, "GB a node"),
             "cores": (needs.threads, site.cores, "cores a node"),
         }

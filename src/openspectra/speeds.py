@@ -37,6 +37,8 @@ STARTS = {
 with the demo on 2 cores (AMD EPYC) on 2026-11-26; the unit is measured on the machine (`Speeds.start`)."""
 TEXT_BYTES_PER_SECOND = {"read_source": 41e6, "build_part": 35e6, "build_tokenizer": 3.8e6, "check_contamination": 13e6}
 """Of one thread (docs/data.md, measured on 2026-11-24)."""
+PASSED_BYTES_PER_SECOND = 165e6
+"""Of text that a source passes over because its `where` asks for other rows (docs/data.md)."""
 TOKENS_PER_SECOND = {"tokenize_part": 0.55e6}
 INDEXED_BYTES_PER_SECOND = 255e6
 """Of ready tokens, which are only indexed."""
@@ -88,6 +90,7 @@ def job_seconds(job: Job, run: PretrainConfig | None, devices: int, threads: int
         busy += max(computing, job.passes * run.shape.num_hidden_layers * speeds.layer_seconds)
     else:
         busy += job.text_bytes / (TEXT_BYTES_PER_SECOND.get(job.rule, math.inf) * threads)
+        busy += job.passed_bytes / (PASSED_BYTES_PER_SECOND * threads)
         busy += job.tokens / (TOKENS_PER_SECOND.get(job.rule, math.inf) * threads)
         busy += job.token_bytes / INDEXED_BYTES_PER_SECOND
     return busy * speeds.stretch

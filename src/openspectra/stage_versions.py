@@ -13,7 +13,7 @@ STAGE_VERSIONS = {
     "token_part": 4,
     "tokens": 4,
     "benchmarks": 1,
-    "contamination": 4,
+    "contamination": 5,
     "pretrain": 3,
     "checkpoint": 2,
     "release": 1,

@@ -12,7 +12,6 @@ from pathlib import Path
 from openspectra.artifacts import MANIFEST, Artifact, check_tree, open_artifact
 from openspectra.errors import ConfigError, DamagedArtifactError
 from openspectra.study import load_study, resolved_configs
-from openspectra.training.trajectory import verify_trajectory
 
 READ_BYTES = 256 * 2**20
 """What a quick check reads at most: a second. The smallest files come first; of the others it looks at the size."""
@@ -49,6 +48,8 @@ def check_study(path: Path) -> tuple[list[Artifact], int, dict[Path, list[str]]]
 
     Return the artifacts, the number of kept weights, and the problems by path, which is a manifest where it can be.
     """
+    from openspectra.training.trajectory import verify_trajectory
+
     artifacts, problems = check_tree(path)
     kept = 0
     for artifact in artifacts:

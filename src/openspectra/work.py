@@ -1,12 +1,15 @@
-"""What a study has to compute: every job with its operations, tokens, bytes and what it waits for. Pure functions.
+"""What a study has to compute: every job with its operations, tokens, bytes and what it waits for.
 
-Counts follow from the study; where they do not (how many items a task of lm-eval has, how much text a folder holds),
-the assumption stands here. Times are a matter of the machine and stand in `planning`.
+Counts follow from the study, and ready token files are as large as they are on the disk; where neither says it (how many
+items a task of lm-eval has, how much text a folder holds), the assumption stands here. Times are a matter of the machine
+and stand in `planning`.
 """
 
 import math
 from dataclasses import dataclass, replace
 
+from openspectra.data.config import Source, StdlibSource
+from openspectra.data.local_files import data_folder
 from openspectra.evaluation.config import (
     GENERATED_TOKENS,
     GENERATION_TASKS,
@@ -94,6 +97,8 @@ class Job:
     """Batches that pass through a model."""
     text_bytes: float = 0.0
     """Text that is read."""
+    passed_bytes: float = 0.0
+    """Text of other sources in the same files, which is parsed and passed over."""
     token_bytes: float = 0.0
     """Ready tokens that are read."""
     disk_bytes: float = 0.0
@@ -116,13 +121,13 @@ def jobs_of(study: Study) -> list[Job]:
 
 
 def text_of(study: Study) -> tuple[float, float]:
-    """Return the bytes and tokens of a study's text.
+    """Return the bytes and tokens of a study's text, as sampled.
 
     ASSUME: a source other than the standard library holds the tokens of one run; a token is 4 bytes of text, or 2.5
     where the vocabulary has less than 5,000 entries (LOG.md: 4.12 with the paper's, on the ladder's text).
     """
     per_token = bytes_per_token(study)
-    if study.corpus and all(source.adapter == "python_stdlib" for source in study.corpus.sources.values()):
+    if study.corpus and all(isinstance(source, StdlibSource) for source in study.corpus.sources.values()):
         size = STDLIB_BYTES * study.corpus.sample_fraction
         return size, size / per_token
     return study.training.total_tokens * per_token, float(study.training.total_tokens)
@@ -159,6 +164,7 @@ def run_folder_bytes(run: PretrainConfig) -> float:
 
 def _job(study: Study, place: str, stage: str, of_stage: dict[str, tuple[str, ...]]) -> Job:
     size, tokens = text_of(study)
+    read = size / study.corpus.sample_fraction if study.corpus else 0.0  # a sample is drawn of what was read
     data, parts = ("tokenizer", *of_stage["tokens"]), max(1, study.num_parts)
     after = {
         "sources": of_stage["source"],
@@ -185,16 +191,51 @@ def _job(study: Study, place: str, stage: str, of_stage: dict[str, tuple[str, ..
         return Job(place, rule, (run.model_id,), place, disk_bytes=4 * run.shape.num_parameters)
     if stage == "quantize":
         return _quantization(study, place, data)
+    if stage == "source":
+        return Job(place, rule, after, **_reading(study, place, read))
+    if stage == "token_part" and not study.corpus:
+        return Job(place, rule, after, token_bytes=_token_file_bytes(study)[int(place.rpartition("/")[2])])
     work = {
-        "source": {"text_bytes": size / max(1, len(of_stage["source"])), "disk_bytes": size / 3},
-        "part": {"text_bytes": size / parts, "disk_bytes": size / 3 / parts},
+        "part": {"text_bytes": read / parts, "disk_bytes": size / 3 / parts},
         "tokenizer": {"text_bytes": 0 if study.tokenizer.file else min(size, 300e6)},
-        "token_part": {"tokens": tokens / parts, "disk_bytes": 2 * tokens / parts}
-        if study.corpus
-        else {"token_bytes": 2 * tokens / parts},
+        "token_part": {"tokens": tokens / parts, "disk_bytes": 2 * tokens / parts},
         "contamination": {"text_bytes": size},
     }.get(stage, {})
     return Job(place, rule, after, **work)
+
+
+def _reading(study: Study, place: str, read: float) -> dict[str, float]:
+    """Return what one job of a source reads of it, passes over of others, and writes; `read` bytes are those of all sources.
+
+    ASSUME: sources have the sizes that their weights ask for, or all the same, and files that several name hold those
+    and nothing else. What is written is packed to a third.
+    """
+    sources, name = study.corpus.sources, place.split("/")[2]
+    shares = {each: source.weight or 1 for each, source in sources.items()}
+    source, whole = sources[name], sum(shares.values())
+    beside = sum(shares[each] for each in sources if each != name and _text_place(sources[each]) == _text_place(source))
+    own = read * shares[name] / whole / source.num_jobs
+    return {
+        "text_bytes": own,
+        "passed_bytes": read * beside / whole / source.num_jobs if getattr(source, "where", None) else 0.0,
+        "disk_bytes": own / 3,
+    }
+
+
+def _text_place(source: Source) -> dict:
+    """Return what says where a source's text lies: equal for sources that take their rows of the same files."""
+    return source.model_dump(include={"adapter", "files", "path", "name", "revision", "split"})
+
+
+def _token_file_bytes(study: Study) -> list[float]:
+    """Return the size of each ready token file: of one that is not on the disk yet, its share of what the others lack."""
+    section = study.token_files
+    found = [
+        path.stat().st_size if path.is_file() else None for path in (data_folder() / name for _, name in section.parts)
+    ]
+    whole = {"uint16": 2, "uint32": 4}[section.dtype] * study.training.total_tokens
+    lacking = max(0.0, whole - sum(size or 0 for size in found))
+    return [lacking / found.count(None) if size is None else float(size) for size in found]
 
 
 def _sharing_processes(jobs: list[Job], models: set[str]) -> list[Job]:

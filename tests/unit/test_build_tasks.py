@@ -6,12 +6,14 @@ import json
 import re
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
 import yaml
 
 from openspectra.artifacts import Artifact, open_artifact, write_artifact
+from openspectra.data import corpus as corpus_module
 from openspectra.data.config import CorpusConfig
 from openspectra.data.corpus import Document, write_documents
 from openspectra.errors import ConfigError, DamagedArtifactError
@@ -90,6 +92,26 @@ def test_build_tasks_writes_requested_number_of_items_with_distinct_ids(built):
         items = items_of(built, task)
         assert len(items) == (CONFIG.num_documents if task == "held_out_text" else CONFIG.num_items)
         assert len({item["item_id"] for item in items}) == len(items)
+
+
+def test_a_large_test_split_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
+    """40 MB of text in 2,000 documents, of which 5 are asked for and 100 drawn at a time."""
+    monkeypatch.setattr(corpus_module, "DRAWN", 100)
+    corpus = make_corpus(tmp_path / "corpus", [f"{number} " * (20_000 // len(f"{number} ")) for number in range(2000)])
+    config = CONFIG.model_copy(update={"tasks": ["held_out_text"]})
+    tracemalloc.start()
+    try:
+        build_tasks(config, corpus, tmp_path, FOLDER)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(items_of(tmp_path, "held_out_text")) == 5 and peak < 10e6
+
+
+def test_documents_drawn_a_few_at_a_time_give_the_same_bytes(corpus, built, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus_module, "DRAWN", 5)  # of 12
+    build_tasks(CONFIG, corpus, tmp_path, FOLDER)
+    assert content_of(tmp_path) == content_of(built)
 
 
 def test_items_spread_over_all_test_documents(built, text_of):

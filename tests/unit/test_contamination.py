@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -14,7 +15,8 @@ from data_study import ROOT, DataStudy, corpus_of, study_of
 from hub_server import hub
 
 from openspectra.artifacts import open_artifact
-from openspectra.data.contamination import check_contamination, ngram_hashes
+from openspectra.data import contamination
+from openspectra.data.contamination import LISTED_DOCUMENTS, check_contamination, ngram_hashes, ngrams_in_turns
 from openspectra.data.corpus import documents_of
 from openspectra.errors import ConfigError, OpenSpectraError
 from openspectra.evaluation.config import BUILT_TASKS, GENERATION_TASKS
@@ -78,6 +80,32 @@ def test_planted_items_are_all_found_and_listed(tmp_path, data_folder, num_proce
     for hit in hits:
         assert int(hit["num_ngrams"]) >= 20 - 12  # chance may lengthen a passage by a word
         assert len(plain_ngrams(hit["first_ngram"], 13)) == 1
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_what_stands_in_many_documents_is_counted_and_listed_a_hundred_times(tmp_path, data_folder, num_processes):
+    """A licence at the end of 3 items and of 300 documents, twice in each: more hits of each item than are listed."""
+    rng = random.Random(2)
+    licence = sentence(rng, 20)
+    items = [{"text": f"{sentence(rng, 5)}. {licence}"} for _ in range(3)] + [{"text": sentence(rng, 20)}]
+    documents = [f"{sentence(rng, 20)}. {licence}. {licence}" for _ in range(300)]
+    documents[0] += f". {items[3]['text']}"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(items), data_folder / "bench.parquet")
+    (data_folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    corpus, metrics, hits = check(tmp_path, num_parts=3, num_processes=num_processes)
+    train = list(documents_of(corpus, "train"))
+    single = any(document.text == documents[0] for document in train)
+    beyond = 3 * (len(train) - LISTED_DOCUMENTS)
+    assert beyond > 100
+    assert metrics == {"bench": {"num_items": 4, "num_too_short": 0, "num_found": 3 + single, "num_not_listed": beyond}}
+    first = sorted(document.id for document in train)[:LISTED_DOCUMENTS]
+    listed = [(hit["item"], hit["document_id"]) for hit in hits if hit["item"] != "bench.parquet:4"]
+    assert listed == [(f"bench.parquet:{row}", document) for row in (1, 2, 3) for document in first]
+    assert len(hits) == len(listed) + single
+    assert (
+        min(int(hit["num_ngrams"]) for hit in hits if hit["item"] != "bench.parquet:4") == 2 * 8
+    )  # of 20 words, twice
+    assert {hit["first_ngram"] for hit in hits} >= {" ".join(licence.split()[:13])}
 
 
 def test_ngram_hashes_are_equal_for_equal_words_and_no_others():
@@ -253,3 +281,16 @@ def test_built_benchmarks_are_looked_for_too(tiny):
         "continuation": 12,
         "minimal_pairs": 12,
     }
+
+
+@pytest.mark.parametrize("turn_bytes", [1, 7, 40, 10_000])
+def test_turns_give_every_ngram_of_a_long_document_once(turn_bytes, monkeypatch):
+    rng = np.random.default_rng(0)
+    words = ["we", "go,", "to..", "naïve\n", "界", "界。", "(the)", "caf\u00e9\u2014now", "x" * 30, "\u3000"]
+    text = " ".join(rng.choice(words, 300)).encode() + "界、".encode() * 100
+    whole = ngram_hashes(text, 5)
+    monkeypatch.setattr(contamination, "SEARCHED_BYTES", turn_bytes)
+    turns = list(ngrams_in_turns(text, 5))
+    for found, expected in zip(zip(*turns, strict=True), whole, strict=True):
+        assert np.array_equal(np.concatenate(found), expected)
+    assert (len(turns) > 20) == (turn_bytes <= 40)

@@ -10,7 +10,8 @@ from data_study import DataStudy, corpus_of, study_of, texts
 from openspectra.data import corpus as corpus_module
 from openspectra.data import documents as documents_module
 from openspectra.data.card import card_of
-from openspectra.data.corpus import documents_of, read_documents
+from openspectra.data.corpus import documents_of
+from openspectra.data.documents import iterate
 from openspectra.errors import OpenSpectraError
 
 SPLITS = ("train", "valid", "test")
@@ -219,7 +220,7 @@ def test_card_says_what_the_documents_are(tmp_path, data_folder):
     corpus = made(tmp_path, sources={"files": source})
     card = card_of(corpus)["files"]
     assert card["license"] == "CC0-1.0"
-    documents = read_documents(corpus.file("test.parquet"))
+    documents = list(iterate(corpus.file("test.parquet")))
     test = card["splits"]["test"]
     assert (test["documents"], test["bytes"]) == (len(documents), sum(len(d.text.encode()) for d in documents))
     assert sum(test["length_log2_bytes"].values()) == len(documents)

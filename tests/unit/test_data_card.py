@@ -72,6 +72,17 @@ def test_card_names_the_length_that_was_searched_for(tmp_path):
     assert [column for column, _ in view.columns] == ["Items", "Under 8 words", "Found in train"]
 
 
+def test_card_says_how_many_hits_are_not_listed(tmp_path):
+    config = ContaminationConfig(benchmarks={})
+    counts = {"num_items": 3, "num_too_short": 1, "num_found": 2}
+    with write_artifact(tmp_path / "contamination", "contamination", config, {}) as draft:
+        draft.metrics |= {"corpus": counts | {"num_not_listed": 12_345}, "items": counts}
+    found = open_artifact(tmp_path / "contamination")
+    view = data_card([DataStudy(study_of(), tmp_path / "made").corpus(), found]).views[-1][1]
+    assert view.columns[-1] == ("Hits not listed", "documents of an item beyond the first 100")
+    assert [row.cells[-1].text for row in view.rows] == ["12,345", "0"]
+
+
 def test_card_of_a_mixture_shows_wanted_and_kept_shares(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENSPECTRA_DATA", str(tmp_path))
     for name, count in (("a", 300), ("b", 100)):

@@ -4,6 +4,8 @@ import json
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -196,6 +198,25 @@ def test_draws_depend_on_the_seed_alone(small):
         return "".join(pieces)
 
     assert drawn(1) == drawn(1) != drawn(2)
+
+
+def test_a_reader_that_goes_away_ends_the_text(small):
+    """As `openspectra generate ... | head -c 1` does; torch aborts a process that ends while it computes."""
+    command = [
+        sys.executable,
+        "-m",
+        "openspectra.cli",
+        "generate",
+        str(small.folder / "floatlm/1L"),
+        "x",
+        "--tokens",
+        "60",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as said:
+        assert said.stdout.read(1) == "x"
+        said.stdout.close()
+        assert said.stderr.read() == ""
+    assert said.returncode == 1
 
 
 def test_a_prompt_that_leaves_no_room_is_refused(small):

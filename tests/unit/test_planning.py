@@ -49,6 +49,43 @@ def test_every_artifact_of_a_study_has_its_job(paper):
         seen.add(name)
 
 
+def test_sources_of_the_same_files_are_read_as_often_as_there_are_sources(monkeypatch):
+    """By hand: 300B tokens of 4 bytes are 48 % of what is read, 2.5 TB; each of 7 x 20 jobs parses a twentieth of it."""
+    monkeypatch.chdir(ROOT)
+    study = load_study(Path("studies/paper-text.yaml"))
+    jobs = [job for job in jobs_of(study) if job.rule == "read_source"]
+    assert len(jobs) == 140
+    assert all(job.text_bytes + job.passed_bytes == pytest.approx(125e9) for job in jobs)
+    assert sum(job.text_bytes for job in jobs) == pytest.approx(2.5e12)
+    assert sum(job.disk_bytes for job in jobs) == pytest.approx(2.5e12 / 3)  # written before a sample is drawn
+    (crawl,) = (job for job in jobs if job.name == "sources/parts/common_crawl/0")
+    assert crawl.text_bytes == pytest.approx(125e9 * 156 / 300)
+    plan = plan_study(study, Site(), assumed_speeds(Site()))
+    seconds = {cost.job.name: cost.seconds for cost in plan.costs}
+    assert seconds[crawl.name] == pytest.approx(65e9 / 41e6 + 60e9 / 165e6, rel=0.01)
+    parts = [job for job in jobs_of(study) if job.rule == "build_part"]
+    assert sum(job.text_bytes for job in parts) == pytest.approx(2.5e12)
+    assert sum(job.disk_bytes for job in parts) == pytest.approx(1.2e12 / 3)
+    assert sum(cost.job.disk_bytes for cost in plan.costs) == pytest.approx(4.86e12, rel=0.01)
+    fineweb = [job for job in jobs_of(load_study(Path("studies/paper-fineweb.yaml"))) if job.rule == "read_source"]
+    assert len(fineweb) == 20 and all(job.passed_bytes == 0 for job in fineweb)
+    assert sum(job.text_bytes for job in fineweb) == pytest.approx(1.2e12 / 0.86)
+
+
+def test_ready_token_files_count_as_large_as_they_are(paper, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENSPECTRA_DATA", str(tmp_path))
+
+    def sizes():
+        return [job.token_bytes for job in jobs_of(paper) if job.rule == "tokenize_part"]
+
+    assert sizes() == [pytest.approx(600e9 / 7)] * 7  # nothing is known of any
+    (tmp_path / "slimpajama_300b").mkdir()
+    for name, size in (("common_crawl", 312e9), ("c4", 160e9)):
+        with (tmp_path / f"slimpajama_300b/{name}.bin").open("wb") as file:
+            file.truncate(int(size))  # a hole: it takes no room
+    assert sizes() == [pytest.approx(size) for size in (25.6e9, 25.6e9, 160e9, 312e9, 25.6e9, 25.6e9, 25.6e9)]
+
+
 def test_jobs_wait_for_what_they_read_and_for_their_devices():
     def cost(name, seconds, after=(), threads=1):
         return Cost(Job(name, "pretrain_model", tuple(after)), Needs(threads, 1, 1), seconds)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from conftest import in_namespace, run
 from data_study import ROOT, DataStudy, corpus_of, study_of, texts
 
 from openspectra.artifacts import FINISHED, MANIFEST, Artifact, open_artifact, write_artifact
+from openspectra.data.tokens import Tokens
 from openspectra.errors import ConfigError
 from openspectra.evaluation.config import BUILT_TASKS
 from openspectra.quantization.config import BLOCK, BLOCK_BITS, GROUP_SIZES, QuantizeConfig
@@ -46,6 +48,25 @@ def project(tmp_path_factory) -> Path:
         make_model(folder / name, hidden, intermediate, open_artifact(folder / "tokenizer"))
     make_model(folder / "broken", 64, 96, open_artifact(folder / "tokenizer"), last_norm=float("inf"))
     return folder
+
+
+def test_two_models_at_a_time_are_compared(project, monkeypatch):
+    """Three of 3.9B in float32 would be 48 GB, more than many GPUs have, at the end of hours of GPTQ."""
+    from openspectra.quantization import divergence
+
+    models, load = [], divergence.load_float32
+
+    def counted(folder):
+        assert sum(model() is not None for model in models) < 2
+        models.append(weakref.ref(found := load(folder)))
+        return found
+
+    monkeypatch.setattr(divergence, "load_float32", counted)
+    config = QuantizeConfig(model_id="quantlm/1L-3bit", bits=3, group_size=-1, **SAMPLING)
+    found = divergence.compare(
+        config, project / "even", project / "even", Tokens(open_artifact(project / "tokens/valid"))
+    )
+    assert len(models) == 3 and found["kl"] == found["added_loss"] == 0 < found["rounding_kl"]
 
 
 def make_model(

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from test_tokenizers import byte_level, llama_style
 
 from openspectra.errors import ConfigError
 from openspectra.resources import (
@@ -55,10 +56,10 @@ def test_one_machine_keeps_what_it_always_had(study, monkeypatch):
     resources = StudyResources(load(study, monkeypatch), None)
     trained = resources.study.pretrained
     assert {resources.layout(model) for model in trained} == ({LOCAL} if trained else set())
-    assert all(
-        resources.needs(rule, model).threads == (2 if rule in ("build_tokenizer", "tokenize_part") else 1)
-        for rule, model in resources.jobs
-    )
+    threaded = {"build_tokenizer"} | (
+        {"tokenize_part"} if resources.study.corpus else set()
+    )  # ready tokens are indexed
+    assert all(resources.needs(rule, model).threads == (2 if rule in threaded else 1) for rule, model in resources.jobs)
     assert resources.problems() == []
 
 
@@ -118,7 +119,7 @@ def test_a_wish_holds_and_the_rest_follows_from_it(paper):
 @pytest.mark.parametrize(
     ("site", "told"),
     [
-        (Site(gpus=1, nodes=1), "trilm/3.9B: needs 73 GB on each GPU at least, and a GPU of the site has 80 GB"),
+        (Site(gpus=1, nodes=1), "trilm/3.9B: needs 80 GB on each GPU at least, and a GPU of the site has 80 GB"),
         (Site(memory_gb=64), "pretrain_model trilm/3.9B: needs 191.7 GB a node, the site has 64 (`memory_gb`"),
         (Site(hours=1), "evaluate_model trilm/3.9B: takes 7 hours, a job of the site has 1 (`hours`"),
         (
@@ -146,3 +147,67 @@ def test_the_shipped_site_file_is_the_assumption_and_its_mistakes_are_told_at_on
     path.write_text("")
     with pytest.raises(ConfigError, match="give the numbers of a node"):
         load_site(path)
+
+
+def test_data_jobs_ask_for_the_memory_of_the_longest_document(monkeypatch, tmp_path):
+    """Nothing more for usual ones; a tokenizer that cannot be given a document in pieces holds all of its encoding."""
+    monkeypatch.setenv("OPENSPECTRA_DATA", str(tmp_path))
+    usual = load("tiny", monkeypatch)
+
+    def memory(rule: str, **keys) -> int:
+        corpus = usual.corpus.model_copy(update={"max_document_bytes": 100_000_000} if keys else {})
+        tokenizer = usual.tokenizer.model_copy(update=keys)
+        return (
+            StudyResources(usual.model_copy(update={"corpus": corpus, "tokenizer": tokenizer}), Site())
+            .needs(rule)
+            .mem_mb
+        )
+
+    tokenizer = byte_level()
+    tokenizer.save(str(tmp_path / "pieces.json"))
+    llama_style().save(str(tmp_path / "whole.json"))
+    pieces, whole = ({"file": file, "post_processor": "remove"} for file in ("pieces.json", "whole.json"))
+    for rule in ("read_source", "build_part", "tokenize_part", "check_contamination"):
+        assert memory(rule) >= 3000 and memory(rule, **pieces) >= memory(rule) + 2000
+    assert memory("tokenize_part", **whole) == memory("tokenize_part", **pieces) + 25_000
+    assert memory("build_part", **whole) == memory("build_part", **pieces)
+
+
+def test_the_update_of_half_precision_counts_where_the_passes_keep_less(paper):
+    """AdamW beside a loss scaler is not fused: it holds 4 bytes more per parameter, when activations are gone."""
+    run = paper.pretrained["trilm/3.9B"]
+    parameters = run.shape.num_parameters
+    assert run.uses_loss_scaling
+    assert gpu_bytes(run, 1, "ddp", 1, "blocks") == 20 * parameters  # by hand: 79.8 GB
+    assert gpu_bytes(run, 1, "ddp", 1, "none") == 20 * parameters  # kept by the passes: 8 + 6.4 + 0.3 GB of 16
+    fused = run.model_copy(update={"precision": "bf16-mixed"})
+    assert gpu_bytes(fused, 1, "ddp", 1, "blocks") < 18.5 * parameters
+    assert gpu_bytes(run, 1, "ddp", 8, "none") == gpu_bytes(fused, 1, "ddp", 8, "none")  # 51 GB of activations
+    assert gpu_bytes(run, 16, "fsdp2", 1, "blocks") == gpu_bytes(fused, 16, "fsdp2", 1, "blocks")  # a sixteenth of it
+
+
+def test_quantlms_and_evaluations_are_checked_against_a_gpus_memory(paper):
+    """By hand at 3.9B: two models in float32 are 31.9 GB and their logits 1.9; weights in float16 are 8 GB."""
+    needs = StudyResources(paper, Site()).needs
+    assert needs("quantize_model", "quantlm/3.9B-4bit").gpu_mb == pytest.approx(33_800, rel=0.01)
+    assert needs("evaluate_model", "trilm/3.9B").gpu_mb == pytest.approx(9_150, rel=0.01)
+    assert needs("quantize_model", "quantlm/99M-4bit").gpu_mb == pytest.approx(5_000, rel=0.1)  # GPTQ's samples: 4.3 GB
+    small = StudyResources(paper, Site(gpu_memory_gb=32, nodes=8, days_per_training=100))
+    problems = small.problems()
+    told = (
+        "quantize_model quantlm/3.9B-4bit: needs 37.56 GB on a GPU, a tenth kept free, the site has 32 (`gpu_memory_gb`"
+    )
+    assert any(told in line for line in problems) and not any("2.4B" in line or "evaluate" in line for line in problems)
+
+
+def test_ready_token_files_are_indexed_with_what_that_takes(paper, tmp_path, monkeypatch):
+    """One thread and a block of tokens; hours for the largest file, as a job that is cut off begins it anew."""
+    monkeypatch.setenv("OPENSPECTRA_DATA", str(tmp_path))
+    needs = StudyResources(paper, Site()).needs("tokenize_part")
+    assert (needs.threads, needs.mem_mb, needs.minutes) == (1, 3000, 12 * 60)
+    assert StudyResources(paper, Site(hours=6)).needs("tokenize_part").minutes == 6 * 60
+
+
+def test_text_that_becomes_tokens_keeps_its_threads(monkeypatch):
+    needs = StudyResources(load("paper-text", monkeypatch), Site()).needs("tokenize_part")
+    assert (needs.threads, needs.mem_mb, needs.minutes) == (16, 18000, 60)

@@ -3,6 +3,8 @@
 import csv
 import hashlib
 import json
+import os
+import resource
 import shutil
 
 import numpy as np
@@ -10,7 +12,9 @@ import pytest
 from data_study import ROOT, DataStudy, corpus_of, study_of, texts
 
 from openspectra.artifacts import open_artifact, write_artifact, write_json
+from openspectra.data import encoding as encoding_module
 from openspectra.data import shards as shards_module
+from openspectra.data import token_files as token_files_module
 from openspectra.data import tokenizer as tokenizer_module
 from openspectra.data import tokenizing as tokenizing_module
 from openspectra.data.config import TokenizerConfig, TokensConfig
@@ -84,8 +88,8 @@ def test_shards_and_parts_change_no_token(made, tmp_path, monkeypatch):
 def test_batches_change_no_token(made, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENSPECTRA_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(shards_module, "BLOCK_BYTES", BLOCK_BYTES)
-    monkeypatch.setattr(tokenizing_module, "BATCH_CHARACTERS", 700)
-    monkeypatch.setattr(tokenizing_module, "CHARACTERS_IN_FLIGHT", 1400)
+    monkeypatch.setattr(encoding_module, "BATCH_BYTES", 700)
+    monkeypatch.setattr(encoding_module, "BYTES_IN_FLIGHT", 1400)
     again = make(tmp_path)
     hashes = [open_artifact(study.folder / "tokens/train").sha256 for study in (again, made)]
     assert hashes[0] == hashes[1]
@@ -176,6 +180,20 @@ def test_a_block_is_checked_when_it_is_used_and_once(made, tmp_path, monkeypatch
     assert [2 * count for count in checked] == [BLOCK_BYTES]
     with pytest.raises(DamagedArtifactError, match=r"train-00000\.bin: the sha256 of its block at byte 1,500 differs"):
         tokens.sequences([5 * BLOCK_BYTES // 2 // LENGTH], LENGTH)
+
+
+def test_hundreds_of_shards_need_a_handful_of_open_files(made, tmp_path, monkeypatch):
+    """The paper's 300B tokens lie in 4,500 shards, and every step reads from hundreds of them."""
+    monkeypatch.setenv("OPENSPECTRA_DATA", str(tmp_path / "data"))
+    study = make(tmp_path, tokens_per_shard=40)
+    assert len(json.loads((study.folder / "tokens/train" / SHARDS).read_text())) > 500
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 10, limits[1]))
+    try:
+        ids = all_ids(tokens_of(study))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert np.array_equal(ids, all_ids(tokens_of(made)))
 
 
 def test_altered_hashes_are_found(made, tmp_path):
@@ -501,6 +519,31 @@ def test_wide_ids_read_as_narrow_ones_and_a_file_named_twice_are_refused(ready, 
     assert sum(entry["tokens"] for entry in wide.manifest.metrics["sources"].values()) == len(Tokens(wide))
     with pytest.raises(ValueError, match=r"`files` must name each file once; b\.bin would be read again"):
         ready(files={"one": ["a.bin", "b.bin"], "two": ["./b.bin"]})
+
+
+def test_a_document_of_many_blocks_is_searched_for_its_end_once(ready, tmp_path, monkeypatch):
+    """Once per block is quadratic: a file of 312 GB without an end of text would be read a thousand times over."""
+    path, text = tmp_path / "data/b.bin", np.full(40 * 997, 7, "<u2")
+    ids = np.fromfile(path, "<u2")
+    np.concatenate((ids[:1500], text, ids[1500:])).tofile(path)
+    searched = []
+    find = token_files_module._TokenFile.document_after
+    monkeypatch.setattr(
+        token_files_module._TokenFile, "document_after", lambda file, at: searched.append(at) or find(file, at)
+    )
+    study = ready(files={"two": ["b.bin"]})
+    tokens = Tokens(study.tokens("train"))
+    longest = max(tokens.documents(), key=lambda place: place.num_tokens)
+    assert longest.num_tokens > len(text)
+    assert np.count_nonzero(tokens.ids(longest) == 7) >= len(text)
+    assert len(searched) < 20  # the other documents that cross into a block; with each block of this one 55
+
+
+def test_token_file_whose_documents_never_end_is_refused_at_once(ready, tmp_path, monkeypatch):
+    monkeypatch.setattr(token_files_module, "LONGEST_DOCUMENT", 5000)
+    np.full(6000, 7, "<u2").tofile(tmp_path / "data/b.bin")
+    with pytest.raises(OpenSpectraError, match=r"b\.bin: no end-of-text token \(id 0\) among the first 5,000; set tok"):
+        ready().tokens()
 
 
 def test_end_of_text_at_the_end_of_a_token_file_is_taken_for_text(ready, tmp_path):

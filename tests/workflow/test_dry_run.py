@@ -1,6 +1,7 @@
 """The dry run on a cluster reads: a page, the resources of each kind of job, all inside the site's limits."""
 
 import re
+import resource
 
 import pytest
 from conftest import copy_project, run
@@ -28,6 +29,23 @@ def test_the_paper_is_a_page(project):
     assert {"pretrain_model", "quantize_model", "evaluate_model", "tokenize_part", "render_report"} <= set(kinds)
     assert kinds["pretrain_model"].group(3, 4) == ("1", "16")
     assert "trilm/3.9B: 3,992,116,224 parameters" in shown.stdout and "2 x 8, fsdp2, micro batch 8" in shown.stdout
+
+
+def cpu_seconds(*command: str, cwd) -> float:
+    """Return the seconds of computing of a command that succeeds, which other work on the machine hardly changes."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    finished = run(*command, cwd=cwd)
+    assert finished.returncode == 0, finished.stdout[-3000:]
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_the_paper_is_planned_in_twice_the_time_that_snakemake_takes_to_start(project, tmp_path):
+    (tmp_path / "Snakefile").write_text("rule all:\n    shell:\n        'true'\n")
+    start = cpu_seconds("snakemake", "-n", cwd=tmp_path)
+    paper = cpu_seconds("snakemake", "-n", "--config", "study=paper", cwd=project)
+    print(f"{paper:.2f} s of computing, {start:.2f} of them to start Snakemake")
+    assert paper < 2 * start
 
 
 def test_a_study_is_named_before_or_after_targets(project):

@@ -7,7 +7,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from openspectra.assumptions import study_files
 from openspectra.errors import ConfigError
 from openspectra.export.config import FAMILIES
 from openspectra.model_ids import ModelId

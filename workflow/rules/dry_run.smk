@@ -1,6 +1,7 @@
 """What a dry run shows: what will be computed and with which resources, a page rather than a line or more of each job."""
 
 import logging
+from collections.abc import Iterable
 
 from openspectra.work import RULES
 from snakemake.logging import logger
@@ -33,15 +34,21 @@ def resource_lines(jobs: list) -> list[str]:
     site = f"{config['site']}: {SITE.summary}" if SITE else "this machine (estimates: nothing is reserved)"
     rows = [("job", "count", "GPUs", "cores", "GB a node", "hours")]
     for name, found in by_kind.items():
-        asked = [job.resources for job in found]
+        different = found if name in workflow.resource_settings.overwrite_resources else one_of_each(found)
+        asked = [job.resources for job in different]
         nodes = [each.get("nodes", 1) for each in asked]
-        cores = [threads_asked(job) * count for job, count in zip(found, nodes)]
+        cores = [threads_asked(job) * count for job, count in zip(different, nodes)]
         memory, hours = [each.mem_mb / 1000 for each in asked], [each.runtime / 60 for each in asked]
         rows.append((name, str(len(found)), *map(span, (map(gpus_of, asked), cores, memory, hours))))
     widths = [max(map(len, column)) for column in zip(*rows)]
     table = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     trainings = [f"{job.message}; {layout_of_job(job)}" for job in by_kind.get("pretrain_model", [])]
     return [f"Resources of a job, on {site}", "", *table, *([""] if trainings else []), *trainings]
+
+
+def one_of_each(jobs: list) -> Iterable:
+    """Return jobs of one kind that differ in what they ask for, which Snakemake takes a millisecond a job to put together."""
+    return {needs(job.rule.name, job.wildcards): job for job in jobs}.values()
 
 
 def gpus_of(resources) -> int:

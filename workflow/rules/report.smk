@@ -1,16 +1,17 @@
 from openspectra.reporting.config import PUBLISHED, PUBLISHED_TBT
 
+STUDY_FILES = [STUDY_FILE] + ([f"studies/{STUDY.base}.yaml"] if STUDY.base else [])
 REPORTED = [f"{RESULTS}/{name}/manifest.json" for name in plan_of(STUDY).artifacts]
 
 
 rule render_report:
     input:
         config=f"{RESULTS}/configs/report.json",
-        artifacts=REPORTED,
+        artifacts=lambda wildcards: REPORTED,
         rates=STUDY.rates_tables,
         paper=str(PUBLISHED),
         tbt=[str(PUBLISHED_TBT)] if any(name.startswith("tbt_") for name in STUDY.families) else [],
-        study=study_files(Path(STUDY_FILE)),  # read for its assumptions, which stand in comments
+        study=STUDY_FILES,  # read for its assumptions, which stand in comments
     output:
         manifest=f"{REPORTS}/manifest.json",
         page=report(f"{REPORTS}/index.html", caption="../report/page.rst", category="Page", labels={"what": "the page"}),
@@ -37,7 +38,7 @@ rule render_report:
 rule track_artifacts:
     """Bring MLflow up to date, last of all: where its server is down, all else is finished. Then the page of plan and time."""
     input:
-        artifacts=[*REPORTED, f"{REPORTS}/manifest.json"],
+        artifacts=lambda wildcards: [*REPORTED, f"{REPORTS}/manifest.json"],
     output:
         f"{RESULTS}/tracking.json",
     log:

@@ -113,9 +113,10 @@ class CorpusConfig(Config):
     min_characters: PositiveInt = 1
     """Shorter documents are left out and counted."""
     max_document_bytes: Annotated[int, Field(ge=1, le=100_000_000)] = 5_000_000
-    """Longer documents, or lines of JSON, are dirty: `too_long`. The tokenizer needs 140 bytes of memory for each."""
-    num_parts: Annotated[int, Field(ge=1, le=1000)] = 1
-    """Parts of the corpus, by hash of the documents: as many jobs de-duplicate and tokenize in parallel."""
+    """Longer documents, or lines of JSON, are dirty: `too_long`. What memory they need: docs/data.md."""
+    num_parts: Annotated[int, Field(ge=1, le=900)] = 1
+    """Parts of the corpus, by hash of the documents: as many jobs de-duplicate and tokenize in parallel. Whoever reads
+    text holds a file of each open, and many systems let a process open 1,024."""
     benchmarks: dict[SourceName, BenchmarkFiles] = {}
     """Items given as files, whose 13-grams are looked for in the train split: further benchmarks, or those of a task of
     `evaluation` by its name. Items of all other tasks are fetched as lm-eval reads them."""

@@ -1,11 +1,14 @@
 """Benchmark items in the training text: 13 words in a row that both hold (GPT-3, arXiv 2005.14165, appendix C).
 
 Words are runs of letters and digits, those of ASCII in lower case; white space and punctuation separate them. N-grams are compared as 64-bit
-hashes, and every hit is listed with its words, so that it can be read.
+hashes, and hits are listed with their words, so that they can be read: every item that is found, with up to
+`LISTED_DOCUMENTS` documents. What stands in thousands of documents is a licence or a menu, and no more of them says more;
+perplexity corpora are searched for too, and are full of such passages.
 """
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import chain
@@ -15,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from openspectra.artifacts import Artifact, write_csv
+from openspectra.artifacts import Artifact, parts_of, write_csv
 from openspectra.data.config import ContaminationConfig
 from openspectra.data.documents import iterate
 from openspectra.data.formats import ENDINGS, format_of, has_fields, read_rows
@@ -32,9 +35,14 @@ from openspectra.data.rows import Row, field_of
 from openspectra.errors import ConfigError, OpenSpectraError
 from openspectra.printable import escaped
 
+LISTED_DOCUMENTS = 100
+"""Documents listed of an item, the first by their ids, which are their hashes: a sample of all that no order of files decides."""
 HIT_COLUMNS = ("benchmark", "item", "document_id", "source", "num_ngrams", "first_ngram")
 FILTER_BITS = 24
 MAX_ITEM_BYTES = 100_000_000
+SEARCHED_BYTES = 4_000_000
+"""Text whose n-grams are in memory at a time, some 40 bytes for each of its bytes."""
+_GAP = re.compile(rb"[ \n.,]|\xe3\x80")  # the latter begins U+3000 to U+303F: Chinese and Japanese stops
 ORDER = np.uint64(0x9E3779B97F4A7C15)
 """An odd number: what is multiplied by it stands before what is added."""
 
@@ -58,31 +66,37 @@ def check_contamination(
     benchmarks: Artifact | None = None,
     num_processes: int = 1,
 ) -> dict[str, Any]:
-    """Write `inputs.csv`, the benchmark files with their hashes, and `hits.csv`, one row per item and train document that share an n-gram; return counts by benchmark.
+    """Write `inputs.csv`, the benchmark files with their hashes, and `hits.csv`, one row per item and train document that share an n-gram, at most `LISTED_DOCUMENTS` of an item; return counts by benchmark.
 
     `tasks` (built by the study) and `benchmarks` (fetched of lm-eval's tasks) hold items as `<task>.jsonl`; of a task that
     the config gives as files, the files count.
 
-    `num_too_short` items have fewer words in every field than an n-gram has, and cannot be checked.
+    `num_too_short` items have fewer words in every field than an n-gram has, and cannot be checked. `num_not_listed`, where
+    there are any, are the pairs of item and document beyond those of `hits.csv`.
     """
     found = chain.from_iterable(map(_items_of, filter(None, (tasks, benchmarks))))
     inputs: list[dict[str, Any]] = []
     items = [*_file_items(config, inputs), *(item for item in found if item[0] not in config.benchmarks)]
     ngrams = index_items([texts for *_, texts in items], [entry[:2] for entry in items], config.ngram_words)
-    paths = [part.file("train.parquet") for part in corpus.parents("part")]
+    paths = [part.file("train.parquet") for part in parts_of(corpus.parents("part"), "part")]
     search = partial(_search, ngrams=ngrams, num_words=config.ngram_words)
     if num_processes == 1 or len(paths) == 1:
-        hits = sorted(chain.from_iterable(map(search, paths)))
+        hits, num_documents = _merged(map(search, paths), len(items))
     else:
         with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
-            hits = sorted(chain.from_iterable(pool.map(search, paths)))
+            hits, num_documents = _merged(pool.map(search, paths), len(items))
     write_csv(folder / "inputs.csv", (*INPUT_COLUMNS, "items"), inputs)
     write_csv(folder / "hits.csv", HIT_COLUMNS, (dict(zip(HIT_COLUMNS, hit, strict=True)) for hit in hits))
-    num_found = Counter(benchmark for benchmark, _ in {hit[:2] for hit in hits})
+    found = np.flatnonzero(num_documents).tolist()
+    num_found = Counter(benchmark for benchmark, _ in {ngrams.names[item] for item in found})
+    not_listed: Counter[str] = Counter()
+    for item in np.flatnonzero(num_documents > LISTED_DOCUMENTS).tolist():
+        not_listed[ngrams.names[item][0]] += int(num_documents[item]) - LISTED_DOCUMENTS
     total = Counter(benchmark for benchmark, *_ in items)
     checked = Counter(ngrams.names[item][0] for item in np.unique(ngrams.items).tolist())
     return {
         name: {"num_items": total[name], "num_too_short": total[name] - checked[name], "num_found": num_found[name]}
+        | ({"num_not_listed": not_listed[name]} if not_listed[name] else {})
         for name in sorted(total)
     }
 
@@ -156,23 +170,81 @@ def _letters() -> np.ndarray:
 _LETTERS = _letters()
 
 
-def _search(path: Path, ngrams: Ngrams, num_words: int) -> list[tuple]:
-    hits = []
+Hits = list[tuple[int, tuple]]
+"""The number of an item with a row of `hits.csv`."""
+
+
+def _merged(parts: Iterable[tuple[Hits, np.ndarray]], num_items: int) -> tuple[list[tuple], np.ndarray]:
+    """Return the rows of `hits.csv` in order, and in how many documents each item was found [num_items].
+
+    Parts come in the order of the ids of their documents, so that the first hits of an item are those that are kept.
+    """
+    rows, num_documents = [], np.zeros(num_items, np.int64)
+    for hits, counts in parts:
+        listed = np.minimum(num_documents, LISTED_DOCUMENTS)
+        for item, row in hits:
+            if listed[item] < LISTED_DOCUMENTS:
+                listed[item] += 1
+                rows.append(row)
+        num_documents += counts
+    return sorted(rows), num_documents
+
+
+def _search(path: Path, ngrams: Ngrams, num_words: int) -> tuple[Hits, np.ndarray]:
+    """Return the first `LISTED_DOCUMENTS` hits of each item in one part, and in how many documents each was found."""
+    hits, num_documents = [], np.zeros(len(ngrams.names), np.int64)
     for document in iterate(path):
         text = document.text.encode()
-        hashes, starts, ends = ngram_hashes(text, num_words)
-        candidates = np.flatnonzero(ngrams.filter[hashes >> np.uint64(64 - FILTER_BITS)])
-        if not len(candidates):
-            continue
-        first, last = (np.searchsorted(ngrams.hashes, hashes[candidates], side) for side in ("left", "right"))
-        places: dict[int, list[int]] = {}
-        for ngram, begin, end in zip(candidates.tolist(), first.tolist(), last.tolist(), strict=True):
-            for item in ngrams.items[begin:end].tolist():
-                places.setdefault(item, []).append(ngram)
-        for item, found in places.items():
-            words = " ".join(text[starts[found[0]] : ends[found[0]]].decode(errors="replace").split())
-            hits.append((*ngrams.names[item], document.id, document.source, len(found), escaped(words)))
-    return hits
+        counts, first_words = Counter(), {}
+        for hashes, starts, ends in ngrams_in_turns(text, num_words):
+            candidates = np.flatnonzero(ngrams.filter[hashes >> np.uint64(64 - FILTER_BITS)])
+            if not len(candidates):
+                continue
+            found = _found(hashes, candidates, ngrams)
+            for item, ngram, count in zip(*(column.tolist() for column in found), strict=True):
+                counts[item] += count
+                first_words.setdefault(item, text[starts[ngram] : ends[ngram]])
+        for item, words in first_words.items():
+            num_documents[item] += 1
+            if num_documents[item] <= LISTED_DOCUMENTS:
+                words = " ".join(words.decode(errors="replace").split())
+                hits.append((item, (*ngrams.names[item], document.id, document.source, counts[item], escaped(words))))
+    return hits, num_documents
+
+
+def _found(hashes: np.ndarray, candidates: np.ndarray, ngrams: Ngrams) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the items that a document shares n-grams with, and of each the first such n-gram and their number.
+
+    An n-gram that the document repeats is looked at once: with all items that have it, it would fill the memory.
+    """
+    different, first, repeats = np.unique(hashes[candidates], return_index=True, return_counts=True)
+    begins, ends = (np.searchsorted(ngrams.hashes, different, side) for side in ("left", "right"))
+    sharing = ends - begins
+    entries = np.arange(sharing.sum()) + np.repeat(begins - np.cumsum(sharing) + sharing, sharing)
+    items, places, counts = ngrams.items[entries], np.repeat(candidates[first], sharing), np.repeat(repeats, sharing)
+    order = np.lexsort((places, items))
+    found, start = np.unique(items[order], return_index=True)
+    if not len(found):
+        return found, found, found
+    return found, places[order][start], np.add.reduceat(counts[order], start)
+
+
+def ngrams_in_turns(text: bytes, num_words: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield what `ngram_hashes` returns for a text, in order, each n-gram once, for `SEARCHED_BYTES` of it at a time.
+
+    A turn ends between two words; the next begins with the last n-gram of the one before, which it passes over.
+    """
+    begin, reach, known = 0, SEARCHED_BYTES, 0
+    while True:
+        gap = _GAP.search(text, reach)
+        end = gap.start() if gap else len(text)
+        hashes, starts, ends = ngram_hashes(text[begin:end], num_words)
+        yield hashes[known:], starts[known:] + begin, ends[known:] + begin
+        if not gap:
+            return
+        if len(hashes):
+            begin, known = begin + int(starts[-1]), 1
+        reach = end + SEARCHED_BYTES
 
 
 def _file_items(config: ContaminationConfig, inputs: list[dict[str, Any]]) -> Iterator[tuple[str, str, list[str]]]:

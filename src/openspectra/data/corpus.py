@@ -9,6 +9,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -31,6 +32,8 @@ SPLITS = ("test", "valid", "train")
 """In this order a split keeps a document that several claim: results come from test."""
 SLICE_BYTES = 32_000_000
 """Memory of the documents of a part that are sorted at a time."""
+DRAWN = 1000
+"""Documents held at a time of those that are drawn at random."""
 MAX_SLICES = 500
 """Files written side by side."""
 
@@ -134,9 +137,23 @@ def documents_of(corpus: Artifact, split: str) -> Iterator[Document]:
         yield from iterate(part.file(f"{split}.parquet"))
 
 
-def read_documents(path: Path) -> list[Document]:
-    """Return all documents of a Parquet file at once: for splits known to be small."""
-    return list(iterate(path))
+class ShuffledDocuments:
+    """The documents of a Parquet file that are not blank, in the order that a seed draws, `DRAWN` in memory at a time.
+
+    The file is read anew for every `DRAWN` documents that are asked for: of a test split of a gigabyte few are.
+    """
+
+    def __init__(self, path: Path, seed: str):
+        self.path = path
+        self._rows = [row for row, document in enumerate(iterate(path)) if document.text.strip()]
+        Random(seed).shuffle(self._rows)
+
+    def __iter__(self) -> Iterator[Document]:
+        for start in range(0, len(self._rows), DRAWN):
+            rows = self._rows[start : start + DRAWN]
+            wanted = set(rows)
+            found = {row: document for row, document in enumerate(iterate(self.path)) if row in wanted}
+            yield from map(found.pop, rows)
 
 
 def _kept(

@@ -5,7 +5,9 @@ from random import Random
 
 from openspectra.artifacts import Artifact
 from openspectra.data.documents import Document
-from openspectra.data.tokenizer import end_of_text_id, load_tokenizer
+from openspectra.data.encoding import Encoder
+from openspectra.data.shards import dtype_for
+from openspectra.data.tokenizer import end_of_text_id, load_tokenizer, num_ids
 from openspectra.data.tokens import Tokens
 
 logger = logging.getLogger(__name__)
@@ -17,7 +19,8 @@ def decoded_documents(split: Artifact, tokenizer: Artifact, count: int, seed: st
     Only documents whose text becomes the very same tokens again: then a score of the text is one of the tokens. A
     byte-level tokenizer passes all but those that were cut within a character or made by other rules; they are logged.
     """
-    tokens, encoder, end_of_text = Tokens(split), load_tokenizer(tokenizer), end_of_text_id(tokenizer)
+    tokens, loaded, end_of_text = Tokens(split), load_tokenizer(tokenizer), end_of_text_id(tokenizer)
+    encoder = Encoder(loaded, dtype_for(num_ids(loaded)))
     places = tokens.documents()
     Random(seed).shuffle(places)
     documents, inexact = [], []
@@ -26,11 +29,13 @@ def decoded_documents(split: Artifact, tokenizer: Artifact, count: int, seed: st
             break
         ids = tokens.ids(place).tolist()
         ids = ids[:-1] if ids[-1] == end_of_text else ids
-        text = encoder.decode(ids, skip_special_tokens=False)
-        if encoder.encode(text, add_special_tokens=False).ids != ids:
+        text = loaded.decode(ids, skip_special_tokens=False)
+        document = Document(place.document_id, text, place.source)
+        (again,) = encoder.encode([document])
+        if again.ids.tolist() != ids:
             inexact.append(place.document_id)
         elif text.strip():
-            documents.append(Document(place.document_id, text, place.source))
+            documents.append(document)
     if inexact:
         names = ", ".join(inexact[:3]) + (", ..." if len(inexact) > 3 else "")
         logger.warning("%d documents passed over, as their text is not their tokens again: %s", len(inexact), names)

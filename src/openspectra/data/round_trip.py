@@ -3,7 +3,8 @@
 import json
 import unicodedata
 from collections import Counter
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from openspectra.errors import OpenSpectraError
 
@@ -18,17 +19,34 @@ class RoundTrip:
     def __init__(self, tokenizer):
         """`tokenizer`: a `tokenizers.Tokenizer`."""
         self._tokenizer = tokenizer
-        self._is_byte_level = _is_byte_level(tokenizer)
+        self._is_byte_level = is_byte_level(tokenizer)
 
-    def lost_bytes(self, text: str, ids: list[int]) -> int:
+    def lost_bytes(self, text: str, ids: Sequence[int]) -> int:
         """Return the bytes of those characters of `text` that its tokens do not decode to; at least 1 where it differs."""
+        difference = self.difference(text, ids)
+        return num_lost([difference] if difference else [])
+
+    def difference(self, text: str, ids: Sequence[int]) -> "Difference | None":
+        """Return how a text, or a piece of one, differs from what its tokens decode to; None where it does not."""
         if self._is_byte_level and unicodedata.is_normalized("NFC", text):
-            return 0
+            return None
         decoded = self._tokenizer.decode(ids, skip_special_tokens=False)
-        if decoded == text:
-            return 0
-        absent = Counter(text) - Counter(decoded)
-        return max(1, sum(len(character.encode()) * count for character, count in absent.items()))
+        return None if decoded == text else Difference(Counter(text), Counter(decoded))
+
+
+class Difference(NamedTuple):
+    """How often each character stands in a text, and in what its tokens decode to."""
+
+    given: Counter[str]
+    decoded: Counter[str]
+
+
+def num_lost(differences: list[Difference]) -> int:
+    """Return the bytes lost of a text whose pieces differ in this way: at least 1 where one of them does."""
+    if not differences:
+        return 0
+    given, decoded = (sum(counters, Counter()) for counters in zip(*differences, strict=True))
+    return max(1, sum(len(character.encode()) * count for character, count in (given - decoded).items()))
 
 
 def require_kept(where: str, lost_bytes: int, num_bytes: int, allowed: float) -> None:
@@ -41,7 +59,7 @@ def require_kept(where: str, lost_bytes: int, num_bytes: int, allowed: float) ->
         )
 
 
-def _is_byte_level(tokenizer) -> bool:
+def is_byte_level(tokenizer) -> bool:
     """Return whether every text in normal form C comes back, by the parts that the tokenizer is made of."""
     parts: dict[str, Any] = json.loads(tokenizer.to_str())
     model, vocab = parts["model"], tokenizer.get_vocab(with_added_tokens=False)
@@ -54,7 +72,7 @@ def _is_byte_level(tokenizer) -> bool:
         and not (model.get("continuing_subword_prefix") or model.get("end_of_word_suffix") or model.get("dropout"))
         and [step.get("type") for step in steps].count("ByteLevel") == 1
         and all(map(_keeps_text, steps))
-        and vocab.keys() >= set(_byte_characters())
+        and vocab.keys() >= _byte_characters()
         and all(_is_kept(tokenizer, token) for token in parts["added_tokens"])
     )
 
@@ -75,7 +93,8 @@ def _is_kept(tokenizer, token: dict[str, Any]) -> bool:
     return not (token["lstrip"] or token["rstrip"]) and decoded == token["content"]
 
 
-def _byte_characters() -> list[str]:
+def _byte_characters() -> set[str]:
+    """Return what stands in vocabularies for each byte of UTF-8, which has no C0, C1 and F5 to FF: GPT-NeoX's lacks them."""
     from tokenizers.pre_tokenizers import ByteLevel
 
-    return ByteLevel.alphabet()
+    return set(ByteLevel.alphabet()) - set(map(chr, (0xC0, 0xC1, *range(0xF5, 0x100))))  # these stand for themselves

@@ -6,6 +6,7 @@ enough that a process which reads here and there in 300 billion tokens need not 
 
 import hashlib
 from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +46,18 @@ class ShardWriter:
         self.num_tokens = 0
         self.shards: list[dict[str, Any]] = []
 
-    def add(self, ids: list[int], document_id: str, source: str) -> None:
+    def add(self, ids: Sequence[int], document_id: str, source: str) -> None:
         """Append one document's ids. Raises `OverflowError` for an id that the dtype does not hold."""
-        content = np.frombuffer(array(self._typecode, ids), dtype=self._dtype.newbyteorder("="))
+        if not (isinstance(ids, array) and ids.typecode == self._typecode):
+            ids = array(self._typecode, ids)
+        content = np.frombuffer(ids, dtype=self._dtype.newbyteorder("="))
         row = (document_id, source, self.num_tokens, len(content))
         while len(content):
             if self._file is None:
                 self._open()
             shard = self.shards[-1]
             piece = content[: self.tokens_per_shard - shard["num_tokens"]]
-            data = piece.astype(self._dtype, copy=False).tobytes()
+            data = piece.astype(self._dtype, copy=False).view(np.uint8)
             self._file.write(data)
             self._hasher.update(data)
             shard["num_tokens"] += len(piece)

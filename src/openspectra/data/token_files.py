@@ -17,6 +17,8 @@ from openspectra.errors import ConfigError, OpenSpectraError
 
 WINDOW = 2**20
 """Tokens that are looked at together."""
+LONGEST_DOCUMENT = 2**26
+"""Tokens in which a document must end: a hundred long books."""
 MANY_IDS = 100
 """So many ids with a 0 after each are no text."""
 
@@ -48,6 +50,7 @@ def index_token_file(config: TokenFilePartConfig, tokenizer: Artifact, folder: P
         )
     file = _TokenFile(path, name, source, dtype, end_of_text_id(tokenizer), vocab_size)
     file.check_width()
+    file.check_ends()
     size = len(file.tokens)
     valid, test = (
         file.document_after(round(size * (1 - share)))
@@ -94,6 +97,14 @@ class _TokenFile:
                 "the file again."
             )
 
+    def check_ends(self) -> None:
+        """Raise `OpenSpectraError` where no document ends in a long beginning, before all of the file is read."""
+        if len(self.tokens) > LONGEST_DOCUMENT and not (self.tokens[:LONGEST_DOCUMENT] == self.end_of_text).any():
+            raise OpenSpectraError(
+                f"{self.path}: no end-of-text token (id {self.end_of_text}) among the first {LONGEST_DOCUMENT:,}; set "
+                "tokenizer.end_of_text to the token that ends documents in this file."
+            )
+
     def read(self, start: int, count: int) -> np.ndarray:
         """Return ids, read: a mapped file counts as memory of this process as far as it has been looked at.
 
@@ -116,12 +127,14 @@ class _TokenFile:
         `ended` documents end before `first`. One that crosses into the next block stands in the rows of both.
         """
         begin = first  # of the document that the next token belongs to
+        known = first  # end of the document that crosses into this block
         for start in range(first, last, size):
             block = self.read(start, min(size, last - start))
             stop = start + len(block)
             ends = np.flatnonzero(block == self.end_of_text) + start + 1
             if not len(ends) or ends[-1] < stop:
-                ends = np.append(ends, min(last, self.document_after(stop)))
+                known = known if known > stop else min(last, self.document_after(stop))
+                ends = np.append(ends, known)
             begins = np.append(begin, ends[:-1])
             rows = (
                 (f"{self.name}:{ended + number}", self.source, int(of_row) - first, int(end - of_row))

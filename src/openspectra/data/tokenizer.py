@@ -10,8 +10,11 @@ from typing import Any
 from openspectra.artifacts import Artifact, sha256_of, write_json
 from openspectra.data.config import TokenizerConfig
 from openspectra.data.corpus import documents_of
+from openspectra.data.cutting import ALL_CUTS, cuts_of, pieces
+from openspectra.data.encoding import Encoder
 from openspectra.data.local_files import data_folder
-from openspectra.data.round_trip import RoundTrip, require_kept
+from openspectra.data.round_trip import require_kept
+from openspectra.data.shards import dtype_for
 from openspectra.errors import ConfigError, OpenSpectraError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -20,7 +23,8 @@ TRAINING_BYTES = 300_000_000
 """Text that a tokenizer is trained on at most: the beginning of the train split, whose documents lie in the order of their
 hashes, so it is a sample. Memory follows the number of different words in it: 715 MB for prose and code."""
 PIECE_CHARACTERS = 1_000_000
-"""Longer documents are handed to the trainer in pieces, as it holds 100 bytes of memory per character."""
+"""Longer documents are cut for the trainer, wherever that is; each piece comes to it in smaller ones whose words are the
+same, as it holds 100 bytes of memory per character of a text, and waits for 256 of them."""
 MEASURED_DOCUMENTS = 1000
 """Documents of the valid split that compression is measured on."""
 
@@ -62,6 +66,13 @@ def file_problems(config: TokenizerConfig) -> list[str]:
         return error.problems
 
 
+def takes_pieces(config: TokenizerConfig) -> bool:
+    """Return whether a long document can be given to a study's tokenizer in pieces; False for a file that is not there."""
+    if not config.file:
+        return True
+    return (data_folder() / config.file).is_file() and cuts_of(load_file(config)) is not None
+
+
 def num_ids(tokenizer) -> int:
     """Return the largest id plus one: rows that a table needs. More than the number of entries where ids have holes."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
@@ -98,12 +109,11 @@ def _compression(tokenizer, corpus: Artifact, max_lost_fraction: float) -> dict[
     Raises `OpenSpectraError` where they lose more than the allowed share: tokenizing need not begin.
     """
     num_bytes = num_tokens = lost_bytes = 0
-    round_trip = RoundTrip(tokenizer)
-    for document in islice(documents_of(corpus, "valid"), MEASURED_DOCUMENTS):
-        ids = tokenizer.encode_batch_fast([document.text], add_special_tokens=False)[0].ids
-        num_bytes += len(document.text.encode())
-        num_tokens += len(ids)
-        lost_bytes += round_trip.lost_bytes(document.text, ids)
+    encoder = Encoder(tokenizer, dtype_for(num_ids(tokenizer)))
+    for document in encoder.encode(islice(documents_of(corpus, "valid"), MEASURED_DOCUMENTS)):
+        num_bytes += document.num_bytes
+        num_tokens += len(document.ids)
+        lost_bytes += document.lost_bytes
     require_kept(
         f"the first {MEASURED_DOCUMENTS:,} documents of the valid split", lost_bytes, num_bytes, max_lost_fraction
     )
@@ -183,7 +193,7 @@ def _training_texts(corpus: Artifact) -> Iterator[str]:
     room = TRAINING_BYTES
     for document in documents_of(corpus, "train"):
         for start in range(0, len(document.text), PIECE_CHARACTERS):
-            yield document.text[start : start + PIECE_CHARACTERS]
+            yield from pieces(document.text[start : start + PIECE_CHARACTERS], ALL_CUTS)
         room -= len(document.text.encode())
         if room <= 0:
             return

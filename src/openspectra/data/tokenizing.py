@@ -3,42 +3,33 @@
 Every document ends with the end-of-text token.
 """
 
-from collections import Counter, defaultdict, deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 from openspectra.artifacts import Artifact, parts_of, role_of, write_json
 from openspectra.data.config import TokenPartConfig, TokensConfig
-from openspectra.data.documents import Document, iterate
-from openspectra.data.round_trip import RoundTrip, require_kept
+from openspectra.data.documents import iterate
+from openspectra.data.encoding import Encoder
+from openspectra.data.round_trip import require_kept
 from openspectra.data.shards import SHARDS, ShardWriter, dtype_for, in_split
 from openspectra.data.tokenizer import end_of_text_id, fingerprint, load_tokenizer, num_ids
 from openspectra.errors import DamagedArtifactError, OpenSpectraError
-from openspectra.memory import give_back_freed_memory
-
-BATCH_CHARACTERS = 1_000_000
-"""Text handed to the tokenizer at a time, enough to keep its threads busy."""
-CHARACTERS_IN_FLIGHT = 2_000_000
-"""Text in the tokenizer at a time, but for a longer document: one batch is encoded while the one before is written.
-The tokenizer needs some 140 bytes of memory for each."""
 
 
 def build_token_part(config: TokenPartConfig, part: Artifact, tokenizer: Artifact, folder: Path) -> dict[str, Any]:
     """Write the shards and indices of one part's splits; return counts, dtype and the tokenizer's fingerprint."""
-    encoder, end_of_text = load_tokenizer(tokenizer), end_of_text_id(tokenizer)
-    dtype, round_trip = dtype_for(num_ids(encoder)), RoundTrip(encoder)
+    loaded, end_of_text = load_tokenizer(tokenizer), end_of_text_id(tokenizer)
+    dtype = dtype_for(num_ids(loaded))
+    encoder = Encoder(loaded, dtype)
     splits = {}
     for split in config.splits:
         writer = ShardWriter(folder, split, dtype, config.tokens_per_shard)
         sources = defaultdict(Counter)
-        for document, ids in encoded(encoder, iterate(part.file(f"{split}.parquet"))):
-            lost_bytes = round_trip.lost_bytes(document.text, ids)
+        for document, ids, num_bytes, lost_bytes in encoder.encode(iterate(part.file(f"{split}.parquet"))):
             ids.append(end_of_text)
             writer.add(ids, document.id, document.source)
-            size = len(document.text.encode())
-            sources[document.source].update(documents=1, bytes=size, tokens=len(ids), lost_bytes=lost_bytes)
+            sources[document.source].update(documents=1, bytes=num_bytes, tokens=len(ids), lost_bytes=lost_bytes)
         counts = {source: dict(count) for source, count in sorted(sources.items())}
         splits[split] = {"shards": writer.close(), "num_tokens": writer.num_tokens, "sources": counts}
     return {"dtype": dtype.str, "tokenizer_sha256": fingerprint(tokenizer), "splits": splits}
@@ -83,39 +74,3 @@ def build_tokens(config: TokensConfig, tokenizer: Artifact, parts: list[Artifact
         "tokenizer_sha256": fingerprint(tokenizer),
         "sources": {source: dict(count) for source, count in sorted(sources.items())},
     }
-
-
-def encoded(encoder, documents: Iterator[Document]) -> Iterator[tuple[Document, list[int]]]:
-    """Yield every document with its token ids, in order; the next batch is encoded meanwhile."""
-    with ThreadPoolExecutor(2) as pool:
-        waiting, characters = deque(), 0
-        for batch in _batches(documents):
-            size = sum(len(document.text) for document in batch)
-            while waiting and characters + size > CHARACTERS_IN_FLIGHT:
-                characters -= waiting[0][1]
-                yield from _results(*waiting.popleft())
-            texts = [document.text for document in batch]
-            waiting.append((batch, size, pool.submit(encoder.encode_batch_fast, texts, add_special_tokens=False)))
-            characters += size
-        while waiting:
-            yield from _results(*waiting.popleft())
-
-
-def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    batch, characters = [], 0
-    for document in documents:
-        if batch and characters + len(document.text) > BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-        batch.append(document)
-        characters += len(document.text)
-    if batch:
-        yield batch
-
-
-def _results(batch: list[Document], size: int, encodings) -> Iterator[tuple[Document, list[int]]]:
-    for document, encoding in zip(batch, encodings.result(), strict=True):
-        yield document, encoding.ids
-    if size > BATCH_CHARACTERS:  # one long document, whose blocks the next one would not fit into
-        del encoding, encodings
-        give_back_freed_memory()

@@ -6,16 +6,18 @@ top folder: `lm_eval --include_path results/demo/tasks --tasks cloze ...` gives 
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from openspectra.artifacts import Artifact, write_json
-from openspectra.data.corpus import Document, read_documents
+from openspectra.data.corpus import ShuffledDocuments
 from openspectra.data.decoding import decoded_documents
+from openspectra.data.documents import Document
 from openspectra.errors import ConfigError
 from openspectra.evaluation.config import GENERATED_TOKENS, TasksConfig
 from openspectra.evaluation.generation import STOPS, docstrings, last_sentences
@@ -67,8 +69,7 @@ def build_tasks(config: TasksConfig, corpus: Artifact, folder: Path, cwd_relativ
     The YAML names its data as `<cwd_relative>/<task>.jsonl`, relative to the project's top folder, so that two clones
     hold the same bytes. Raises `ConfigError` where a task finds fewer items than the config asks for.
     """
-    documents = [document for document in read_documents(corpus.file("test.parquet")) if document.text.strip()]
-    Random(f"{config.seed}/documents").shuffle(documents)
+    documents = ShuffledDocuments(corpus.file("test.parquet"), f"{config.seed}/documents")
     return _build(config, documents, str(corpus.folder / "test.parquet"), folder, cwd_relative)
 
 
@@ -82,7 +83,7 @@ def build_tasks_from_tokens(
 
 
 def _build(
-    config: TasksConfig, documents: list[Document], place: str, folder: Path, cwd_relative: str
+    config: TasksConfig, documents: Iterable[Document], place: str, folder: Path, cwd_relative: str
 ) -> dict[str, Any]:
     builders = {
         "held_out_text": _held_out_text,
@@ -101,10 +102,10 @@ def _build(
     return table
 
 
-def _held_out_text(config: TasksConfig, documents: list[Document]) -> Task:
+def _held_out_text(config: TasksConfig, documents: Iterable[Document]) -> Task:
     items = [
         _identified("held_out_text", number, document, passage(document, config.document_characters))
-        for number, document in enumerate(documents[: config.num_documents])
+        for number, document in enumerate(islice(documents, config.num_documents))
     ]
     metrics = {"bits_per_byte": "bits_per_byte", "byte_perplexity": "weighted_perplexity"}
     num_words = sum(len(item["text"].split()) for item in items)
@@ -114,26 +115,26 @@ def _held_out_text(config: TasksConfig, documents: list[Document]) -> Task:
     return Task("held_out_text", items, "bits_per_byte", metrics, template)
 
 
-def _cloze(config: TasksConfig, documents: list[Document]) -> Task:
+def _cloze(config: TasksConfig, documents: Iterable[Document]) -> Task:
     items = _draw("cloze", config, documents, clozes)
     chance = sum(item["chance"] for item in items) / max(1, len(items))
     template = {"output_type": "loglikelihood", "doc_to_text": "context", "doc_to_target": "target"}
     return Task("cloze", items, "acc", {"acc": "mean", "perplexity": "perplexity"}, template, chance)
 
 
-def _continuation(config: TasksConfig, documents: list[Document]) -> Task:
-    pool = ending_pool(documents[: POOL_DOCUMENTS_PER_ITEM * config.num_items])
+def _continuation(config: TasksConfig, documents: Iterable[Document]) -> Task:
+    pool = ending_pool(islice(documents, POOL_DOCUMENTS_PER_ITEM * config.num_items))
     items = _draw("continuation", config, documents, lambda *arguments: continuations(*arguments, pool))
     template = _multiple_choice("context", "endings")
     return Task("continuation", items, "acc", {"acc": "mean", "acc_norm": "mean"}, template, 1 / NUM_ENDINGS)
 
 
-def _minimal_pairs(config: TasksConfig, documents: list[Document]) -> Task:
+def _minimal_pairs(config: TasksConfig, documents: Iterable[Document]) -> Task:
     items = _draw("minimal_pairs", config, documents, minimal_pairs)
     return Task("minimal_pairs", items, "acc", {"acc": "mean"}, _multiple_choice("", "texts"), 1 / 2)
 
 
-def _generation(name: str, generator: Generator, config: TasksConfig, documents: list[Document]) -> Task:
+def _generation(name: str, generator: Generator, config: TasksConfig, documents: Iterable[Document]) -> Task:
     """Return a task whose items are answered in words; `chance` of an item is what the best constant line scores on it."""
     items = _draw(name, config, documents, generator)
     targets = [item["target"] for item in items]
@@ -156,12 +157,13 @@ def _multiple_choice(text: str, choices: str) -> dict[str, Any]:
     return {"output_type": "multiple_choice", **fields, "target_delimiter": ""}
 
 
-def _draw(name: str, config: TasksConfig, documents: list[Document], generator: Generator) -> list[Item]:
+def _draw(name: str, config: TasksConfig, documents: Iterable[Document], generator: Generator) -> list[Item]:
     """Return up to `num_items` different items, one from each document in turn, so that few documents never dominate."""
-    waiting = deque((document, _candidates(name, config, document, generator)) for document in documents)
+    unread = ((document, _candidates(name, config, document, generator)) for document in documents)
+    waiting: deque[tuple[Document, Iterator[Item]]] = deque()
     items, seen = [], set()
-    while waiting and len(items) < config.num_items:
-        document, candidates = waiting.popleft()
+    while len(items) < config.num_items and (turn := next(unread, None) or (waiting and waiting.popleft())):
+        document, candidates = turn
         for item in candidates:
             if (question := _question(item)) not in seen:
                 seen.add(question)

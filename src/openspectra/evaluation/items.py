@@ -7,7 +7,7 @@ begin with the space that separates them, so that a tokenizer splits context and
 import keyword
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from random import Random
 from typing import Any
 
@@ -70,7 +70,7 @@ def continuations(document: Document, random: Random, pool: EndingPool) -> Itera
             yield {"context": context, "endings": endings, "label": label}
 
 
-def ending_pool(documents: list[Document]) -> EndingPool:
+def ending_pool(documents: Iterable[Document]) -> EndingPool:
     """Return every possible ending of `documents`."""
     pool = defaultdict(list)
     for document in documents:

@@ -3,8 +3,8 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, redirect_stderr, redirect_stdout
 from importlib import metadata
 from io import StringIO
 from pathlib import Path
@@ -58,8 +58,9 @@ def generate(folder: Path, prompt: str, sampling: Sampling, write: Callable[[str
         tokens = _by_transformers(build(stored, artifact.folder, form), ids, sampling)
     write(prompt)
     moments = [time.perf_counter()]
-    for piece in _pieces(tokens, tokenizer, stored.end_of_text, moments):
-        write(piece)
+    with closing(tokens):  # a reader that goes away, or Ctrl-C, ends the computing first
+        for piece in _pieces(tokens, tokenizer, stored.end_of_text, moments):
+            write(piece)
     write("\n")
     count, first, rest = len(moments) - 1, moments[1] - moments[0], moments[-1] - moments[1]
     speed = f"{(count - 1) / rest:,.1f} tokens/s after the first" if count > 1 else "end of text"
@@ -85,10 +86,10 @@ def _pieces(tokens: Iterator[int], tokenizer, end_of_text: int, moments: list[fl
         yield text[len(shown) :]
 
 
-def _by_transformers(model, ids: list[int], sampling: Sampling) -> Iterator[int]:
+def _by_transformers(model, ids: list[int], sampling: Sampling) -> Generator[int]:
     """Yield the new tokens of transformers' `generate`, which runs in a thread of its own."""
     from queue import Queue
-    from threading import Thread
+    from threading import Event, Thread
 
     import torch
     from transformers import GenerationConfig
@@ -96,6 +97,7 @@ def _by_transformers(model, ids: list[int], sampling: Sampling) -> Iterator[int]
     from openspectra.device import device
 
     tokens: Queue[int | BaseException | None] = Queue()
+    is_left = Event()
 
     class Streamer:
         """Takes the prompt first, then each new token."""
@@ -103,6 +105,8 @@ def _by_transformers(model, ids: list[int], sampling: Sampling) -> Iterator[int]
         seen_prompt = False
 
         def put(self, value: torch.Tensor) -> None:
+            if is_left.is_set():
+                raise InterruptedError("nobody takes the tokens any more")
             if self.seen_prompt:
                 tokens.put(int(value.flatten()[0]))
             self.seen_prompt = True
@@ -124,11 +128,16 @@ def _by_transformers(model, ids: list[int], sampling: Sampling) -> Iterator[int]
         except BaseException as error:  # told by who waits for the tokens
             tokens.put(error)
 
-    Thread(target=run, daemon=True).start()
-    while (token := tokens.get()) is not None:
-        if isinstance(token, BaseException):
-            raise token
-        yield token
+    thread = Thread(target=run)
+    thread.start()
+    try:
+        while (token := tokens.get()) is not None:
+            if isinstance(token, BaseException):
+                raise token
+            yield token
+    finally:  # torch aborts a process that ends while it computes
+        is_left.set()
+        thread.join()
 
 
 def _draw(sampling: Sampling) -> dict[str, float | int | bool]:
@@ -142,7 +151,7 @@ def _draw(sampling: Sampling) -> dict[str, float | int | bool]:
 
 def _by_llama_cpp(
     artifact: Artifact, ids: list[int], context: int, end_of_text: int, sampling: Sampling
-) -> Iterator[int]:
+) -> Generator[int]:
     """Yield the new tokens of llama.cpp."""
     from openspectra.export.llama_cpp import open_file
     from openspectra.export.loading import gguf_path

@@ -28,6 +28,7 @@ def compare(config: QuantizeConfig, float_model: Path, quantized: Path, tokens_v
     """Return mean KL divergence from the FloatLM and added loss, in nats per token, of the QuantLM and of rounding.
 
     Rounding is to the nearest value of the same groups at the same width; what is not quantized is float16 in both.
+    One after the other is compared, so that two models are in memory at a time, never three: 8 bytes per parameter.
     Raises `OpenSpectraError` where a QuantLM's answers are no numbers.
     """
     length = config.calibration_sequence_length
@@ -35,8 +36,9 @@ def compare(config: QuantizeConfig, float_model: Path, quantized: Path, tokens_v
     indices = sequence_at(range(min(MOST_SEQUENCES, available)), available, config.seed)
     sequences = tokens_valid.sequences(indices, length)
     reference = load_float32(float_model)
-    models = [load_float32(quantized), rounded(load_float32(float_model), config.bits, config.group_size)]
-    ours, of_rounding = divergences(reference, models, sequences)
+    (ours,) = divergences(reference, [load_float32(quantized)], sequences)
+    by_rounding = rounded(load_float32(float_model), config.bits, config.group_size)
+    (of_rounding,) = divergences(reference, [by_rounding], sequences)
     names = ("kl", "added_loss", "rounding_kl", "rounding_added_loss")
     found = dict(zip(names, ours + of_rounding, strict=True)) | {"num_compared_tokens": sequences[:, 1:].size}
     if not math.isfinite(found["kl"]):

@@ -8,6 +8,7 @@ import pandas as pd
 
 from openspectra.artifacts import Artifact, config_hash, parts_of
 from openspectra.data.card import CARD, card_of, merged
+from openspectra.data.contamination import LISTED_DOCUMENTS
 from openspectra.reporting.drawing import (
     SMALL_INCHES,
     Drawing,
@@ -183,9 +184,15 @@ def _split(table: pd.DataFrame, split: str, total: dict[str, Any]) -> View:
 
 
 def _contamination(found: dict[str, Any], words: int) -> View:
-    columns = {"num_items": "Items", "num_too_short": f"Under {words} words", "num_found": "Found in train"}
-    rows = [Row(name, "", "", [_count(entry[key]) for key in columns]) for name, entry in found.items()]
-    return View([(title, "") for title in columns.values()], rows)
+    columns = {
+        "num_items": ("Items", ""),
+        "num_too_short": (f"Under {words} words", ""),
+        "num_found": ("Found in train", ""),
+    }
+    if any("num_not_listed" in entry for entry in found.values()):
+        columns["num_not_listed"] = ("Hits not listed", f"documents of an item beyond the first {LISTED_DOCUMENTS}")
+    rows = [Row(name, "", "", [_count(entry.get(key, 0)) for key in columns]) for name, entry in found.items()]
+    return View([*columns.values()], rows)
 
 
 def _lengths(card: dict[str, Any], split: str) -> Drawing:
