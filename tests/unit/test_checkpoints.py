@@ -2,16 +2,22 @@
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from loopback import free_port
+from rank_that_loads import CONFIG, STEP_TO_GO_ON, whole_state
 from test_training import config, train
 
 from openspectra.artifacts import open_artifact, write_artifact, write_csv
 from openspectra.errors import DamagedArtifactError
 from openspectra.training.checkpoint import CheckpointFolder
+from openspectra.training.sharding import chunk_shape
 from openspectra.training.trajectory import verify_trajectory
 
 
@@ -150,3 +156,65 @@ def test_kept_weights_are_found_by_the_manifest_alone(checkpoints, tmp_path):
     weights.unlink()
     with pytest.raises(DamagedArtifactError, match="weights-00000004.safetensors: missing, though checkpoints.csv"):
         verify_trajectory(run)
+
+
+def in_ranks(script: str, *arguments: str, ranks: int = 1) -> list[subprocess.CompletedProcess]:
+    """Run a script of this folder once for each rank, whose number is its last argument."""
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parent), *sys.path])
+    more = {"PYTHONPATH": path, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "CUDA_VISIBLE_DEVICES": ""}
+    commands = [[sys.executable, str(here / script), *arguments, str(rank)] for rank in range(ranks)]
+    pipe = subprocess.PIPE
+    running = [subprocess.Popen(c, env=os.environ | more, stdout=pipe, stderr=pipe, text=True) for c in commands]
+    ended = [(process, process.communicate(timeout=300)) for process in running]
+    return [subprocess.CompletedProcess(process.args, process.returncode, *said) for process, said in ended]
+
+
+def write_parts(checkpoints: CheckpointFolder, step: int, ranks: int) -> None:
+    """Save a state as that many ranks of FSDP2 do."""
+    groups = [{"params": list(whole_state(step)), "lr": 0.1, "weight_decay": 0.0}]
+    hashes = []
+    for rank in range(ranks):
+        chunks = {}
+        for name, tensors in whole_state(step).items():
+            rows = [chunk_shape(tensors["weight"].shape, number, ranks)[0] for number in range(ranks)]
+            chunks[name] = {key: tensor.split(rows)[rank].clone() for key, tensor in tensors.items()}
+        model = {name: chunk.pop("weight") for name, chunk in chunks.items()}
+        state = {name: chunk | {"step": torch.tensor(float(step))} for name, chunk in chunks.items()}
+        part = {"model": model, "optimizer": {"state": state, "param_groups": groups}}
+        hashes.append(checkpoints.save_part(step, rank, part))
+    rest = {"records": {}, "attention": "", "precision": {}, "model": {}, "optimizer": None}
+    checkpoints.save(step, {"step": step, "parts": hashes} | rest)
+
+
+@pytest.mark.parametrize("step", [STEP_TO_GO_ON, CONFIG.max_steps])
+def test_ranks_take_no_more_than_their_rows_of_a_state_of_another_world(tmp_path, step):
+    checkpoints = CheckpointFolder(tmp_path, CONFIG, {})
+    checkpoints.prepare()
+    write_parts(checkpoints, step, ranks=3)
+    whole = max(4 * tensors["weight"].numel() for tensors in whole_state(step).values())
+    ranks = in_ranks("rank_that_loads.py", str(tmp_path), ranks=2)
+    assert [rank.returncode for rank in ranks] == [0, 0], ranks
+    first, second = (json.loads(rank.stdout) for rank in ranks)
+    assert first["is_exact"] and first["held"] == [0, 1, 2]
+    if step == CONFIG.max_steps:  # only rank 0 publishes, and nobody needs moments
+        assert first["largest"] <= whole and second["held"] == [] and second["largest"] < 1000
+    else:
+        assert second["is_exact"] and max(first["largest"], second["largest"]) <= whole / 2
+
+
+def test_training_goes_on_when_the_state_that_it_was_read_from_is_cut_off(tmp_path):
+    """Memory mapped from a file that another machine has removed, or that is cut off, ends the process with SIGBUS."""
+    train(config(), tmp_path / "straight")
+    shutil.copytree(tmp_path / "straight", tmp_path / "cut")
+    newest(tmp_path / "cut/checkpoints" / CheckpointFolder(tmp_path, config(), {}).folder.name).unlink()
+    (ended,) = in_ranks("run_with_cut_state.py", str(tmp_path / "cut"))
+    assert ended.returncode == 0, (ended.returncode, ended.stderr)
+    name = CheckpointFolder(tmp_path, config(), {}).folder.name
+    one, other = (
+        torch.load(newest(tmp_path / run / "checkpoints" / name), weights_only=True) for run in ("straight", "cut")
+    )
+    assert one["step"] == other["step"] == 12
+    assert all(torch.equal(weight, other["model"][key]) for key, weight in one["model"].items())
+    states = one["records"]["states"]
+    assert states and all(torch.equal(packed, other["records"]["states"][key]) for key, packed in states.items())

@@ -1,13 +1,17 @@
 """Where a rank takes its place from, and what becomes of an interrupted job."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
+from loopback import free_port
 
 from openspectra import slurm
 from openspectra.errors import ConfigError
 from openspectra.training.interruption import read_record, remove_record, write_record
-from openspectra.training.world import World, _put_back
+from openspectra.training.world import SECONDS_TO_WAIT_FOR_A_RANK, World, _put_back
 
 BY_SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES", "SLURM_LOCALID")
 BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -81,3 +85,27 @@ def test_job_that_gets_no_further_is_not_requeued_for_ever(tmp_path, monkeypatch
     record = {"job": "7", "run": "0123", "step": 40, "time": 1.0}
     assert _put_back(tmp_path, record, json.loads(json.dumps(record)) | {"time": 2.0}) == 1
     assert "interrupted twice at step 40" in capsys.readouterr().err
+
+
+SHOW_TIMEOUT = """
+import sys, torch
+from openspectra.training.world import World
+
+World(rank=int(sys.argv[1]), size=2, local_rank=int(sys.argv[1]), local_size=2).start()
+group = torch.distributed.group.WORLD
+print(group._get_backend(torch.device("cpu")).options._timeout.total_seconds())
+torch.distributed.barrier()
+"""
+
+
+def test_ranks_wait_for_one_that_writes_a_large_state():
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "CUDA_VISIBLE_DEVICES": ""}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHOW_TIMEOUT, str(rank)], env=os.environ | meeting, stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    shown = [rank.communicate(timeout=120)[0].split() for rank in ranks]
+    assert shown == [[str(float(SECONDS_TO_WAIT_FOR_A_RANK))]] * 2
+    assert SECONDS_TO_WAIT_FOR_A_RANK >= 29.5e9 / 10e6  # a ddp state of 2.4B at 10 MB/s

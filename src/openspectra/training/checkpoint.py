@@ -24,7 +24,7 @@ from openspectra.model.hugging_face import exported_weights
 from openspectra.model.llama import Llama
 from openspectra.stage_versions import STAGE_VERSIONS
 from openspectra.training.config import PretrainConfig
-from openspectra.training.sharding import chunk_shape, join
+from openspectra.training.sharding import Parts, chunk_shape, parts_of
 from openspectra.training.trajectory import TRAIN_ANEW, run_folder, run_identity
 from openspectra.training.world import World
 from openspectra.writing import write_atomically
@@ -119,7 +119,7 @@ class CheckpointFolder:
     def load_newest(self, world: World = ALONE) -> dict[str, Any] | None:
         """Return the valid state with the highest step, or None for a run that has none yet. Every rank gets the same.
 
-        Weights and moments are whole, or where `is_part` this rank's chunks: its world is the one that wrote them.
+        `held` maps what this rank needs of weights and moments from the files, which may be pruned once it has trained on.
         Raises `DamagedArtifactError` where there are, or must have been, states and none is valid, or one belongs to
         another run: starting over silently would hide it.
         """
@@ -170,11 +170,11 @@ class CheckpointFolder:
             return None
         problem = _wrong_kind(state)
         if not problem:
-            tensors = self._load_parts(state, world) if state.get("parts") else {"is_part": False}
-            if tensors is None:
+            held = self._load_parts(state, world)
+            if held is None:
                 return None
-            state |= tensors
-            problem = self._wrong_tensors(state, world)
+            state |= {"held": held}
+            problem = self._wrong_tensors(parts_of(state))
         if problem:
             logger.warning("%s: not a state of this run (%s), skipped", path, problem)
             return None
@@ -184,37 +184,39 @@ class CheckpointFolder:
             )
         return state
 
-    def _load_parts(self, state: dict[str, Any], world: World) -> dict[str, Any] | None:
-        """Return the tensors of a state in parts: this rank's, where it is to train on in the world that wrote them."""
-        hashes, step = state["parts"], state["step"]
-        is_part = world.is_sharded and world.size == len(hashes) and step < self.config.max_steps
-        parts = []
-        for rank in [world.rank] if is_part else range(len(hashes)):
-            path = self._part(step, rank)
-            if not path.is_file() or sha256_of(path) != hashes[rank]:
+    def _load_parts(self, state: dict[str, Any], world: World) -> dict[int, Any] | None:
+        """Return by number the parts, mapped into memory, that this rank needs of a state; a whole state is its own one part.
+
+        Of a finished run only rank 0 needs any, for the weights; in the world that wrote them a rank needs its own.
+        """
+        hashes, step = state.get("parts"), state["step"]
+        count = len(hashes) if hashes else 1
+        needed = range(count)
+        if step >= self.config.max_steps:
+            needed = range(count if world.rank == 0 else 0)
+        elif world.is_sharded and world.size == count:
+            needed = range(world.rank, world.rank + 1)
+        if not hashes:
+            return {number: {"model": state["model"], "optimizer": state["optimizer"]} for number in needed}
+        held = {}
+        for number in needed:
+            path = self._part(step, number)
+            if not path.is_file() or sha256_of(path) != hashes[number]:
                 logger.warning("%s: damaged or missing, step %d is skipped", path, step)
                 return None
-            parts.append(_read(path))
-        if not all(isinstance(part, dict) and {"model", "optimizer"} <= part.keys() for part in parts):
-            return {"model": {}, "optimizer": None, "is_part": is_part}
-        return (parts[0] if is_part else join(parts)) | {"is_part": is_part}
+            held[number] = _read(path)
+        return held
 
-    def _wrong_tensors(self, state: dict[str, Any], world: World) -> str | None:
+    def _wrong_tensors(self, parts: Parts) -> str | None:
         """Return what keeps the tensors of a state from being this model's; None for right ones."""
         with torch.device("meta"):
-            expected = {name: p.shape for name, p in Llama(self.config.shape, self.config.family).named_parameters()}
-        if state["is_part"]:
-            expected = {name: chunk_shape(shape, world.rank, world.size) for name, shape in expected.items()}
-        if _shapes(state["model"]) != expected:
-            return "its weights have other names or shapes"
-        if state["optimizer"] is None:
-            return None
-        moments = state["optimizer"].get("state")
-        if not isinstance(moments, dict) or not all(isinstance(entry, dict) for entry in moments.values()):
-            return "its optimizer holds no moments"
-        for moment in ("exp_avg", "exp_avg_sq"):
-            if _shapes({name: entry.get(moment) for name, entry in moments.items()}) != expected:
-                return f"its optimizer's `{moment}` has other names or shapes"
+            shapes = {name: p.shape for name, p in Llama(self.config.shape, self.config.family).named_parameters()}
+        for number, part in parts.held.items():
+            if not isinstance(part, dict) or not {"model", "optimizer"} <= part.keys():
+                return f"its part {number} holds no weights"
+            expected = {name: chunk_shape(shape, number, parts.count) for name, shape in shapes.items()}
+            if problem := _wrong_part(part, expected):
+                return problem
         return None
 
     def _states(self) -> list[Path]:
@@ -292,6 +294,21 @@ def _wrong_kind(state: Any) -> str | None:
     for key, kind in kinds.items():
         if key not in state or not isinstance(state[key], kind):
             return f"`{key}` is missing or of another type"
+    return None
+
+
+def _wrong_part(part: dict[str, Any], expected: dict[str, torch.Size]) -> str | None:
+    """Return what keeps the tensors of a part from having the expected names and shapes; None for right ones."""
+    if _shapes(part["model"]) != expected:
+        return "its weights have other names or shapes"
+    if part["optimizer"] is None:
+        return None
+    moments = part["optimizer"].get("state")
+    if not isinstance(moments, dict) or not all(isinstance(entry, dict) for entry in moments.values()):
+        return "its optimizer holds no moments"
+    for moment in ("exp_avg", "exp_avg_sq"):
+        if _shapes({name: entry.get(moment) for name, entry in moments.items()}) != expected:
+            return f"its optimizer's `{moment}` has other names or shapes"
     return None
 
 

@@ -13,8 +13,6 @@ from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
@@ -36,7 +34,7 @@ from openspectra.training.config import PretrainConfig
 from openspectra.training.interruption import Interruption
 from openspectra.training.loss_scaler import LossScaler
 from openspectra.training.records import Records
-from openspectra.training.sharding import put_back, take_part
+from openspectra.training.sharding import parts_of, put_back, put_weights, take_part
 from openspectra.training.validation import ValidationSample
 from openspectra.training.world import World
 
@@ -276,15 +274,15 @@ class Checkpointing(L.Callback):
         self._state: dict[str, Any] | None = None
 
     def restore(self, module: Pretraining) -> None:
-        """Give a new module step, weights and records of the newest state, if there is one; the rest when it trains."""
+        """Give a new module step and records of the newest state, if there is one; weights where nothing is left to train."""
         self._state = self.folder.load_newest(module.world)
         if self._state:
             module.step = self._state["step"]
             # the form it began with, also where a new run would take another
             module.attention = self._state["attention"]
             module.llama.set_attention(module.attention)
-            if not self._state["is_part"]:
-                module.llama.load_latent_weights(self._state["model"])
+            if module.step >= module.config.max_steps and module.world.rank == 0:
+                put_weights(parts_of(self._state), module.llama)
             module.records.load(self._state["records"])
 
     def on_train_start(self, trainer, module: Pretraining) -> None:
@@ -292,13 +290,7 @@ class Checkpointing(L.Callback):
         self.seen_step = module.step
         if self._state:
             state, self._state = self._state, None
-            options = StateDictOptions(full_state_dict=True)
-            if state["is_part"]:
-                put_back(state, module.llama, _optimizer(module))
-            else:
-                set_model_state_dict(module.llama, state["model"], options=options)
-                if state["optimizer"]:
-                    set_optimizer_state_dict(module.llama, _optimizer(module), state["optimizer"], options=options)
+            put_back(parts_of(state), module.llama, _optimizer(module))
             trainer.precision_plugin.load_state_dict(state["precision"])
 
     def on_train_batch_end(self, trainer, module: Pretraining, outputs, batch, batch_idx) -> None:
@@ -309,8 +301,10 @@ class Checkpointing(L.Callback):
         stop, due = module.world.any(self.interruption.requested, time.monotonic() >= self.due)
         if step in config.checkpoint_steps:
             self._save_weights(module)
+            module.world.barrier()
         if stop or due or step % config.checkpoint_every_steps == 0 or step == config.max_steps:
             self._save_state(module)
+            module.world.barrier()  # for FSDP2's own groups wait for rank 0 no longer than torch's default, 600 s with NCCL
             self.due = time.monotonic() + self.seconds
         trainer.should_stop = stop
 

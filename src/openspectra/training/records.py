@@ -98,10 +98,11 @@ class Records:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what a checkpoint kept."""
+        """Go on from what a checkpoint kept; tensors are copied, for they are mapped from a file that will be pruned."""
         self.tables |= state["tables"]
-        self.valid_losses, self.losses = state["valid_losses"], state["losses"]
-        self.spikes, self.instruments = Spikes(state["spike_window"]), Instruments(state["states"])
+        self.valid_losses, self.losses = [losses.clone() for losses in state["valid_losses"]], state["losses"]
+        states = {name: packed.clone() for name, packed in state["states"].items()}
+        self.spikes, self.instruments = Spikes(state["spike_window"]), Instruments(states)
         self.skipped_steps, self.min_loss_scale = state["skipped_steps"], state["min_loss_scale"]
         self.distances = state["distances"] if self.config.distillation else []
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,9 @@ SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_UNTIL_REQUEUED = 900
 """Longest wait for Slurm to end a job that it starts again: by default it takes a node as dead after 300 s."""
 INTERRUPTED = 75
+SECONDS_TO_WAIT_FOR_A_RANK = 2 * 3600
+"""Longest wait in a collective. NCCL's default of 600 s would end a healthy run: the other ranks wait there while rank 0
+writes and hashes a state (ddp at 2.4B: 29.5 GB, 49 min at 10 MB/s), and while it waits for a writer left over."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,8 @@ class World:
             os.environ.update(
                 zip(BY_LAUNCHER, map(str, place), strict=True), GROUP_RANK=str(self.rank // self.local_size)
             )
-            torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            backend = "nccl" if torch.cuda.is_available() else "gloo"
+            torch.distributed.init_process_group(backend, timeout=timedelta(seconds=SECONDS_TO_WAIT_FOR_A_RANK))
 
     def places(self) -> list[dict[str, Any]]:
         """Return of each rank where it runs: machine, number there, and the GPUs that it sees. Called on every rank."""
