@@ -77,5 +77,5 @@ def test_what_cannot_fit_ends_before_anything_is_planned(project):
     (project / "small.yaml").write_text("gpus: 1\nnodes: 1\n")
     shown = dry_run(project, "--config", "site=small.yaml")
     assert shown.returncode != 0
-    assert "small.yaml: trilm/3.9B: needs 73 GB on each GPU at least" in shown.stdout
+    assert "small.yaml: trilm/3.9B: needs 80 GB on each GPU at least" in shown.stdout
     assert "Job stats" not in shown.stdout
