@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import stat
 import subprocess
@@ -18,13 +19,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from openspectra.errors import DamagedArtifactError
+from openspectra.errors import ConfigError, DamagedArtifactError
 from openspectra.model.families import FAMILY_NAMES
 from openspectra.model_ids import QUANTLM
 from openspectra.printable import escaped
@@ -32,11 +34,13 @@ from openspectra.stage_versions import STAGE_VERSIONS
 from openspectra.writing import only_writer, write_atomically
 
 MANIFEST = "manifest.json"
+RUN = "run.json"
+"""Facts of the run; it marks a folder as an artifact's where the manifest was taken away to make it again."""
 FINISHED = "finished.json"
 """A copy of the manifest beside it, where a job makes several artifacts (`finished.py`)."""
 UNHASHED = {
     *(
-        "run.json",
+        RUN,
         FINISHED,
         "answers.jsonl",
         "speed.jsonl",
@@ -311,11 +315,24 @@ def write_artifact(
 ) -> Iterator[ArtifactDraft]:
     """Yield a draft to fill; on leaving without error, publish it in `out`, the manifest last and atomically.
 
+    Raises `ConfigError` before the work where `out` holds what is no earlier state of this artifact: it would be deleted.
+
     Files are written to a staging folder beside their final place. An error or a kill leaves what `out` held before
     without a manifest that claims otherwise, and no half-written file under a final name. `started` (Unix seconds)
     says when the work began, where that was before this call.
     """
     started = started or time.time()
+    described = partial(
+        Manifest,
+        stage=stage,
+        stage_version=STAGE_VERSIONS[stage],
+        config=config.model_dump(mode="json"),
+        parents={
+            role: Parent(path=os.path.relpath(parent.folder, out), sha256=parent.sha256)
+            for role, parent in sorted(parents.items())
+        },
+    )
+    _require_free(out, _place_of(described(files=[], metrics={})), parents.values())
     staging = out / ".staging"
     with only_writer(out):
         shutil.rmtree(staging, ignore_errors=True)
@@ -324,17 +341,8 @@ def write_artifact(
         try:
             yield draft
             _let_umask_rule(staging)
-            manifest = Manifest(
-                stage=stage,
-                stage_version=STAGE_VERSIONS[stage],
-                config=config.model_dump(mode="json"),
-                parents={
-                    role: Parent(path=os.path.relpath(parent.folder, out), sha256=parent.sha256)
-                    for role, parent in sorted(parents.items())
-                },
-                files=[record_file(path, staging) for path in sorted(staging.rglob("*")) if path.is_file()],
-                metrics=draft.metrics,
-            )
+            files = [record_file(path, staging) for path in sorted(staging.rglob("*")) if path.is_file()]
+            manifest = described(files=files, metrics=draft.metrics)
             _publish(out, staging, manifest, run_facts(started) | draft.run)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -387,9 +395,38 @@ def run_facts(started: float) -> dict[str, Any]:
     }
 
 
+def _require_free(out: Path, place: str, parents: Iterable[Artifact]) -> None:
+    """Raise `ConfigError` where publishing in `out` would delete files that are no earlier state of the same artifact."""
+    for parent in parents:
+        if Path(os.path.abspath(parent.folder)) in Path(os.path.abspath(out)).parents:
+            raise ConfigError(
+                [f"{out}: lies inside {parent.folder}, which is replaced as a whole; name another folder."]
+            )
+    try:
+        names = sorted(entry.name for entry in out.iterdir())
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        raise ConfigError([f"{out}: a file, where a folder is needed; name another folder."]) from None
+    found = [name for name in names if name not in UNHASHED and not re.fullmatch(r"\..*\.tmp", name)]
+    if MANIFEST in found:
+        try:
+            other = _place_of(Manifest.model_validate_json((out / MANIFEST).read_bytes()))
+        except (ValidationError, OSError):  # damaged: made again
+            return
+        if other != place:
+            raise ConfigError(
+                [f"{out}: holds {other}, which {place} would replace; name another folder, or delete it."]
+            )
+    elif found and not (out / RUN).exists():
+        shown = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+        raise ConfigError([f"{out}: holds {shown}, which would be deleted; name a new or empty folder."])
+
+
 def _publish(out: Path, staging: Path, manifest: Manifest, run: dict[str, Any]) -> None:
     for name in (MANIFEST, FINISHED):
         (out / name).unlink(missing_ok=True)
+    write_json(out / RUN, run)  # first: what lies beside it is an artifact's, whatever ends the publishing
     for stale in out.iterdir():
         if stale.name not in UNHASHED:
             shutil.rmtree(stale) if stale.is_dir() and not stale.is_symlink() else stale.unlink()
@@ -398,7 +435,6 @@ def _publish(out: Path, staging: Path, manifest: Manifest, run: dict[str, Any]) 
     for record in manifest.files:
         with (out / record.path).open("rb") as file:
             os.fsync(file.fileno())
-    write_json(out / "run.json", run)
     content = json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False) + "\n"
     write_atomically(out / MANIFEST, content.encode())
 

@@ -392,13 +392,13 @@ class StudyResources:
 
     def _long_document(self, rule: str, threads: int) -> int:
         """Return the memory that a data job needs for a document of the largest size that the study allows, in bytes."""
-        from openspectra.data.tokenizer import takes_pieces
-
         allowed = self.study.corpus.max_document_bytes if self.study.corpus else 0
         if allowed <= USUAL_DOCUMENT_BYTES:
             return 0
         if rule == "check_contamination":  # each process reads documents
             return threads * LONG_DOCUMENT_BYTES * allowed
+        from openspectra.data.tokenizer import takes_pieces
+
         in_pieces = rule not in ("build_tokenizer", "tokenize_part") or takes_pieces(self.study.tokenizer)
         return (LONG_DOCUMENT_BYTES + (0 if in_pieces else WHOLE_TEXT_BYTES)) * allowed
 

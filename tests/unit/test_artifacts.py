@@ -10,8 +10,8 @@ import pytest
 from conftest import kills_at_file_operations
 
 from openspectra.artifacts import describe_lineage, open_artifact, verify_tree, write_artifact
-from openspectra.data.config import TokensConfig
-from openspectra.errors import DamagedArtifactError, OpenSpectraError
+from openspectra.data.config import SourcesConfig, TokensConfig
+from openspectra.errors import ConfigError, DamagedArtifactError, OpenSpectraError
 from openspectra.writing import WAITS
 
 
@@ -87,9 +87,41 @@ def test_killed_at_any_file_operation_a_stage_leaves_a_whole_artifact_or_none(tm
 
 def test_rewriting_removes_files_the_new_manifest_does_not_list(tmp_path):
     make(tmp_path / "a")
-    with write_artifact(tmp_path / "a", "tokens", TokensConfig(split="valid"), {}) as draft:
+    with write_artifact(tmp_path / "a", "tokens", TokensConfig(split="train"), {}) as draft:
         (draft.folder / "new.bin").write_bytes(b"x")
     assert not (tmp_path / "a" / "sub").exists()
+
+
+def test_what_is_no_earlier_state_of_the_artifact_is_never_deleted(tmp_path):
+    """A mistyped `--out`: somebody's folder, a whole study, another artifact, the inside of a parent, a file."""
+    source = make(tmp_path / "study/a")
+    (tmp_path / "mine/sub").mkdir(parents=True)
+    (tmp_path / "mine/thesis.tex").write_text("years")
+
+    def refused(out, split="train", parents=None) -> str:
+        before = sorted(path for path in tmp_path.rglob("*"))
+        with (
+            pytest.raises(ConfigError) as error,
+            write_artifact(out, "tokens", TokensConfig(split=split), parents or {}),
+        ):
+            raise AssertionError("the work began")
+        assert sorted(path for path in tmp_path.rglob("*")) == before
+        return str(error.value)
+
+    assert "mine: holds sub, thesis.tex, which would be deleted; name a new or empty" in refused(tmp_path / "mine")
+    assert "study: holds a, which would be deleted" in refused(tmp_path / "study")
+    assert "a: holds tokens/train, which tokens/valid would replace" in refused(tmp_path / "study/a", "valid")
+    assert "lies inside" in refused(tmp_path / "study/a/inside", parents={"corpus": source})
+    assert "thesis.tex: a file, where a folder is needed" in refused(tmp_path / "mine/thesis.tex")
+
+
+def test_an_artifact_without_its_manifest_is_made_again(tmp_path):
+    """As Snakemake and `repair` leave it, and what ended while it was published."""
+    made = make(tmp_path / "a")
+    (tmp_path / "a/manifest.json").unlink()
+    assert make(tmp_path / "a").sha256 == made.sha256
+    (tmp_path / "a/manifest.json").write_text("{")
+    assert make(tmp_path / "a").sha256 == made.sha256
 
 
 def test_parent_made_anew_is_reported_by_verify_and_lineage(tmp_path):
@@ -138,7 +170,8 @@ with write_artifact(Path(sys.argv[1]), "sources", SourcesConfig(sources=["a"]), 
     assert first.returncode == 0
     open_artifact(tmp_path / "out").verify()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.txt", "manifest.json", "run.json"]
-    make(tmp_path / "out")  # the lock went with its owner
+    with write_artifact(tmp_path / "out", "sources", SourcesConfig(sources=["a"]), {}):
+        pass  # the lock went with its owner
 
 
 def test_lock_of_a_killed_writer_is_taken_over(tmp_path, caplog):
