@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
@@ -20,7 +21,8 @@ from openspectra.artifacts import MANIFEST, Artifact, open_artifact, write_artif
 from openspectra.config import Config, validate
 from openspectra.errors import ConfigError, DamagedArtifactError, OpenSpectraError
 from openspectra.export import llama_cpp
-from openspectra.export.config import FAMILIES, ExportConfig
+from openspectra.export.certificate import compare
+from openspectra.export.config import FAMILIES, ExportConfig, format_problem
 from openspectra.export.generate import Sampling, generate
 from openspectra.export.gguf_file import read_gguf, vocabulary
 from openspectra.export.loading import load_model, read_stored
@@ -198,6 +200,34 @@ def test_draws_depend_on_the_seed_alone(small):
         return "".join(pieces)
 
     assert drawn(1) == drawn(1) != drawn(2)
+
+
+@pytest.mark.parametrize("bits", [2, 5, 7])
+def test_widths_that_no_gptq_folder_holds_are_refused_before_anything_runs(bits):
+    assert f"gptq folders hold 3, 4, 6, 8 bits, and quantlm/1L-{bits}bit has {bits}" in format_problem(
+        f"quantlm/1L-{bits}bit", "gptq"
+    )
+    assert format_problem("quantlm/1L-6bit", "gptq") is None
+
+
+def test_a_ternary_gguf_without_a_block_of_one_scale_is_refused():
+    shape = MODELS["trilm/1L"].model_copy(update={"hidden_size": 128, "intermediate_size": 256, "scales_per_matrix": 2})
+    assert "weights of one scale in some matrix" in format_problem("trilm/1L", "gguf-tq2_0", shape)
+    assert format_problem("trilm/1L", "gguf-tq2_0", shape.model_copy(update={"scales_per_matrix": 1})) is None
+
+
+def test_logits_that_are_no_numbers_certify_nothing():
+    class Answers:
+        def __init__(self, value: float):
+            self.value = value
+
+        def __call__(self, ids):
+            return SimpleNamespace(logits=torch.full((1, ids.shape[1], 8), self.value))
+
+    sequences = np.zeros((1, 5), np.int64)
+    assert compare(Answers(0.0), Answers(0.0), sequences).largest_logit_difference == 0
+    with pytest.raises(OpenSpectraError, match="its export gives logits that are no finite numbers"):
+        compare(Answers(0.0), Answers(float("nan")), sequences)
 
 
 def test_a_reader_that_goes_away_ends_the_text(small):
@@ -535,7 +565,7 @@ def test_exports_of_a_study_are_artifacts_with_jobs(tmp_path):
             {"trilm/1.1M": ["gptq"]},
             r"exports.trilm/1.1M: trilm/1.1M: gptq holds no trilm; choose among transformers, packed",
         ),
-        ({"trilm/1.1M": ["gguf-tq2_0"]}, "needs rows of a multiple of 256 weights in some matrix"),
+        ({"trilm/1.1M": ["gguf-tq2_0"]}, "needs rows of a multiple of 256 weights of one scale in some matrix"),
         ({"trilm/1.1M": ["gguf"]}, r"exports.trilm/1.1M.0: input should be 'transformers'"),
         ({"trilm/1.1M": []}, r"exports.trilm/1.1M: list should have at least 1 item"),
     ],

@@ -46,7 +46,7 @@ def model_card(
     study = model.folder.absolute().parents[1].name
     title = f"{kind_label(model_id.kind)} {config.model.partition('/')[2]}"
     parts = [
-        *_header(config.format, model_id.family),
+        *_header(config.format, model_id),
         f"# {title}, {config.format}",
         f"This is {_what(model_id.family)}: `{config.model}` of the study `{study}`, made by OpenSpectra, the open reproduction "
         f"of {PAPER}. Its weights come from the artifact with manifest `{model.sha256}`; `manifest.json` beside this file "
@@ -76,12 +76,12 @@ def _what(family: str) -> str:
     return WHAT.get(family, own)
 
 
-def _header(form: str, family: str) -> list[str]:
-    library = {"transformers": "transformers", "gptq": "transformers"}.get(
-        form, "gguf" if "gguf" in form else "openspectra"
-    )
-    library = library if is_stock(family) else "openspectra"
-    return [f"---\nlibrary_name: {library}\npipeline_tag: text-generation\ntags: [openspectra, spectra, {family}]\n---"]
+def _header(form: str, model: ModelId) -> list[str]:
+    gptq = "gptqmodel" if model.bits == 6 else "transformers"  # which reads no 6 bits
+    library = {"transformers": "transformers", "gptq": gptq}.get(form, "gguf" if "gguf" in form else "openspectra")
+    library = library if is_stock(model.family) else "openspectra"
+    tags = f"tags: [openspectra, spectra, {model.family}]"
+    return [f"---\nlibrary_name: {library}\npipeline_tag: text-generation\n{tags}\n---"]
 
 
 def _size(certificate: dict[str, Any], metrics: dict[str, Any], shape: LlamaShape, folder: Path) -> str:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from openspectra.artifacts import Artifact
 from openspectra.data.tokens import Tokens
+from openspectra.errors import OpenSpectraError
 from openspectra.export.config import HELD_OUT_TOKENS
 from openspectra.export.stored import Stored
 from openspectra.training.validation import ValidationSample
@@ -44,12 +45,20 @@ def compare(model: PreTrainedModel, export: PreTrainedModel, sequences: np.ndarr
     difference, agreeing, losses = 0.0, 0, [0.0, 0.0]
     for row in torch.from_numpy(sequences):
         logits = [each(row[None, :-1]).logits[0].float() for each in (model, export)]
+        require_finite(logits[0], "the model")
+        require_finite(logits[1], "its export")
         difference = max(difference, float((logits[0] - logits[1]).abs().max()))
         agreeing += int((logits[0].argmax(-1) == logits[1].argmax(-1)).sum())
         for place, found in enumerate(logits):
             losses[place] += float(torch.nn.functional.cross_entropy(found, row[1:], reduction="sum"))
     count = sequences.shape[0] * (sequences.shape[1] - 1)
     return Comparison(count, difference, agreeing / count, (losses[0] / count, losses[1] / count))
+
+
+def require_finite(logits: torch.Tensor, who: str) -> None:
+    """Raise `OpenSpectraError` where an answer is no number: the largest of differences would pass over it."""
+    if not logits.isfinite().all():
+        raise OpenSpectraError(f"{who} gives logits that are no finite numbers on held-out text; nothing is exported.")
 
 
 def certificate(

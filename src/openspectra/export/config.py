@@ -41,6 +41,8 @@ BLOCK_8 = 32
 """Weights of a row that share a scale in llama.cpp's Q8_0."""
 
 
+GPTQ_FOLDER_BITS = (3, 4, 6, 8)
+"""Widths whose GPTQ folders other programs read; gptqmodel lays out no others."""
 HELD_OUT_TOKENS = 8192
 """Tokens of the valid split that a model and its export both score, in whole sequences and one at least."""
 
@@ -58,17 +60,25 @@ def format_problem(model_id: str, form: Format, shape: LlamaShape | None = None)
 
     `shape`, where known, is looked at too: in how wide rows a block format finds whole blocks.
     """
-    family = ModelId.parse(model_id).family
+    model = ModelId.parse(model_id)
+    family = model.family
     if family not in FAMILIES[form]:
         fitting = ", ".join(name for name, families in FAMILIES.items() if family in families)
         return f"{form} holds no {family}; choose among {fitting}."
+    if form == "gptq" and model.bits not in GPTQ_FOLDER_BITS:
+        return (
+            f"{form} folders hold {', '.join(map(str, GPTQ_FOLDER_BITS))} bits, and {model_id} has {model.bits}. "
+            "Choose transformers or a GGUF."
+        )
     if shape is None:
         return None
     widths = shape.hidden_size, shape.intermediate_size
-    if form in TERNARY_GGUF and all(width % TERNARY_BLOCK for width in widths):
+    one_scale = shape.hidden_size, shape.intermediate_size // shape.scales_per_matrix
+    if form in TERNARY_GGUF and all(width % TERNARY_BLOCK for width in one_scale):
         return (
-            f"{form} needs rows of a multiple of {TERNARY_BLOCK} weights in some matrix; hidden_size and "
-            f"intermediate_size are {widths[0]} and {widths[1]}. Choose gguf-f16 or packed-2bit."
+            f"{form} needs rows of a multiple of {TERNARY_BLOCK} weights of one scale in some matrix; hidden_size, "
+            f"intermediate_size and scales_per_matrix are {widths[0]}, {widths[1]} and {shape.scales_per_matrix}. "
+            "Choose gguf-f16 or packed-2bit."
         )
     if form == "gguf-q8_0" and any(width % BLOCK_8 for width in widths):
         return (

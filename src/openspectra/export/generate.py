@@ -63,7 +63,7 @@ def generate(folder: Path, prompt: str, sampling: Sampling, write: Callable[[str
             write(piece)
     write("\n")
     count, first, rest = len(moments) - 1, moments[1] - moments[0], moments[-1] - moments[1]
-    speed = f"{(count - 1) / rest:,.1f} tokens/s after the first" if count > 1 else "end of text"
+    speed = f"{(count - 1) / rest:,.1f} tokens/s after the first" if count > 1 else "too few for a speed"
     logger.info(
         "%d tokens: %s; %d tokens of prompt and the first in %.2f s (%s)", count, speed, len(ids), first, engine
     )
@@ -129,15 +129,16 @@ def _by_transformers(model, ids: list[int], sampling: Sampling) -> Generator[int
             tokens.put(error)
 
     thread = Thread(target=run)
-    thread.start()
     try:
+        thread.start()
         while (token := tokens.get()) is not None:
             if isinstance(token, BaseException):
                 raise token
             yield token
     finally:  # torch aborts a process that ends while it computes
         is_left.set()
-        thread.join()
+        if thread.ident:
+            thread.join()
 
 
 def _draw(sampling: Sampling) -> dict[str, float | int | bool]:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from openspectra.export.certificate import require_finite
+
 PACKAGE = "llama-cpp-python"
 SPEED_TOKENS = 64
 
@@ -52,6 +54,7 @@ def agreement(
         llama.eval(ids.tolist())
         prompt_seconds += time.perf_counter() - started
         theirs = torch.from_numpy(np.array(llama.scores[: len(ids)]))
+        require_finite(theirs, f"llama.cpp with {path}")
         ours = model(torch.from_numpy(ids)[None]).logits[0].float()
         difference = max(difference, float((ours - theirs).abs().max()))
         agreeing += int((ours.argmax(-1) == theirs.argmax(-1)).sum())

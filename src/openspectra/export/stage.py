@@ -84,13 +84,13 @@ def valid_tokens_of(model: Artifact) -> Artifact:
     Raises `ConfigError` where there is none.
     """
     node = model
-    while node.manifest.stage in MODEL_STAGES:
-        if "tokens_valid" in node.manifest.parents:
-            return node.open_parent(node.manifest.parents["tokens_valid"])
-        if "model" not in node.manifest.parents:
-            break
-        node = node.open_parent(node.manifest.parents["model"])
     try:
+        while node.manifest.stage in MODEL_STAGES:
+            if "tokens_valid" in node.manifest.parents:
+                return node.open_parent(node.manifest.parents["tokens_valid"])
+            if "model" not in node.manifest.parents:
+                break
+            node = node.open_parent(node.manifest.parents["model"])
         return open_artifact(study_folder(model) / "tokens/valid", "tokens")
     except DamagedArtifactError:
         raise ConfigError(

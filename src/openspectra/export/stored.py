@@ -18,6 +18,7 @@ from torch import Tensor
 
 from openspectra.config import validate
 from openspectra.errors import ConfigError, DamagedArtifactError
+from openspectra.export.config import GPTQ_FOLDER_BITS
 from openspectra.model.config import LlamaShape
 from openspectra.model.families import FAMILY_NAMES, load_family
 from openspectra.model.hugging_face import WEIGHTS
@@ -214,7 +215,7 @@ def _gptq_shapes(folder: Path, shape: LlamaShape) -> dict[str, tuple[int, ...]]:
     settings = read_json(path).get("quantization_config")
     settings = settings if isinstance(settings, dict) else {}
     bits, group = settings.get("bits"), settings.get("group_size")
-    if bits not in (3, 4, 6, 8) or not isinstance(group, int) or group == 0 or group < -1:
+    if bits not in GPTQ_FOLDER_BITS or not isinstance(group, int) or group == 0 or group < -1:
         raise DamagedArtifactError(
             f"{path}: quantization_config: must have bits 3, 4, 6 or 8 and a group_size; got {bits!r} and {group!r}; {AGAIN}"
         )

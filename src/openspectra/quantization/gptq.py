@@ -88,7 +88,7 @@ def _run_gptq(
     model = GPTQModel.load(str(model_folder), settings, dtype=torch.float32)
     with _errors_let_through(), _nothing_but_gptq(config.model_id):
         model.quantize([{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in samples], batch_size=BATCH_SIZE)
-    model.save(str(packed))
+    model.save(str(packed), max_shard_size=None)  # one file, as exports read it; 3.9B at 8 bits is more than 4 GB
     with (packed / "quant_log.csv").open(newline="") as file:
         rows = [_layer_row(row, config, settings.damp_auto_increment) for row in csv.DictReader(file)]
     rows.sort(key=lambda row: (row["layer"], row["module"]))  # written by parallel workers in any order
