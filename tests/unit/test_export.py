@@ -17,7 +17,7 @@ import torch
 from data_study import DataStudy, corpus_of, study_of, texts
 from safetensors.torch import load_file, save_file
 
-from openspectra.artifacts import MANIFEST, Artifact, open_artifact, write_artifact
+from openspectra.artifacts import MANIFEST, Artifact, open_artifact, record_file, write_artifact
 from openspectra.config import Config, validate
 from openspectra.errors import ConfigError, DamagedArtifactError, OpenSpectraError
 from openspectra.export import llama_cpp
@@ -481,6 +481,50 @@ def test_absurd_headers_of_gguf_are_refused(damaged):
     ):
         path.write_bytes(content)
         assert "not a whole GGUF file" in refused(folder, "gguf-tq2_0")
+
+
+def with_hashes(folder: Path) -> Path:
+    """Write the manifest of altered files anew, as whoever alters them can."""
+    content = json.loads((folder / MANIFEST).read_text())
+    content["files"] = [record_file(folder / each["path"], folder).model_dump() for each in content["files"]]
+    (folder / MANIFEST).write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("form", ["transformers", "packed-2bit"])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"rope_parameters": "x"},
+        {"rope_parameters": [1]},
+        {"eos_token_id": True},
+        {"quantization_config": "x"},
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
+        {"_attn_implementation": "somebody/kernels"},
+        {"head_dim": 24},
+    ],
+    ids=lambda keys: "-".join(map(str, next(iter(keys.items()))))[:40],
+)
+def test_a_config_that_libraries_stumble_over_is_refused_in_one_line_or_has_no_effect(damaged, form, keys):
+    folder = damaged("trilm/1L", form)
+    whole = load_model(folder).model.state_dict()
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+    try:
+        found = load_model(with_hashes(folder)).model.state_dict()
+    except OpenSpectraError as error:
+        assert len(str(error).splitlines()) == 1 and str(folder) in str(error)
+    else:
+        assert all(torch.equal(found[name], weight) for name, weight in whole.items())
+
+
+def test_a_manifest_without_a_format_is_refused_in_one_line(damaged):
+    folder = damaged("trilm/1L", "packed-2bit")
+    content = json.loads((folder / MANIFEST).read_text())
+    del content["config"]["format"]
+    (folder / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(DamagedArtifactError, match="no model in its format .KeyError: 'format'"):
+        load_model(folder)
 
 
 def test_gguf_of_another_architecture_is_refused(damaged):

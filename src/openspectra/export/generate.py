@@ -37,11 +37,19 @@ def generate(folder: Path, prompt: str, sampling: Sampling, write: Callable[[str
     for a prompt that leaves no room.
     """
     from openspectra.export import llama_cpp
-    from openspectra.export.loading import build, format_of, load_tokenizer, open_model, read_stored
+    from openspectra.export.loading import (
+        build,
+        format_of,
+        load_tokenizer,
+        malformed_in_one_line,
+        open_model,
+        read_stored,
+    )
 
     artifact = open_model(folder)
-    form = format_of(artifact)
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # gptqmodel's banner
+    quiet = redirect_stdout(StringIO()), redirect_stderr(StringIO())  # gptqmodel's banner
+    with malformed_in_one_line(artifact.folder), quiet[0], quiet[1]:
+        form = format_of(artifact)
         stored = read_stored(artifact.folder, form)
     tokenizer = load_tokenizer(artifact.folder)
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [stored.end_of_text]
@@ -55,7 +63,9 @@ def generate(folder: Path, prompt: str, sampling: Sampling, write: Callable[[str
         tokens = _by_llama_cpp(artifact, ids, context, stored.end_of_text, sampling)
     else:
         engine = f"torch {metadata.version('torch')}, float32"
-        tokens = _by_transformers(build(stored, artifact.folder, form), ids, sampling)
+        with malformed_in_one_line(artifact.folder):
+            model = build(stored, artifact.folder, form)
+        tokens = _by_transformers(model, ids, sampling)
     write(prompt)
     moments = [time.perf_counter()]
     with closing(tokens):  # a reader that goes away, or Ctrl-C, ends the computing first

@@ -3,6 +3,8 @@
 Every file is checked against the folder's manifest, then against the architecture, before a model is built.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +19,7 @@ from transformers import (
 from transformers.utils import logging
 
 from openspectra.artifacts import Artifact, open_artifact
-from openspectra.errors import ConfigError, DamagedArtifactError
+from openspectra.errors import ConfigError, DamagedArtifactError, OpenSpectraError
 from openspectra.export.stored import AGAIN, Stored, read_dense, read_gptq, refuse_pickles
 from openspectra.model.spectra_llama import SpectraConfig, SpectraForCausalLM
 
@@ -35,8 +37,27 @@ class Loaded(NamedTuple):
 def load_model(folder: Path | str) -> Loaded:
     """Return model and tokenizer of a model artifact or an export. Raises `DamagedArtifactError` for a damaged folder."""
     artifact = open_model(Path(folder))
-    form = format_of(artifact)
-    return Loaded(build(read_stored(artifact.folder, form), artifact.folder, form), load_tokenizer(artifact.folder))
+    with malformed_in_one_line(artifact.folder):
+        form = format_of(artifact)
+        model = build(read_stored(artifact.folder, form), artifact.folder, form)
+    return Loaded(model, load_tokenizer(artifact.folder))
+
+
+@contextmanager
+def malformed_in_one_line(folder: Path) -> Iterator[None]:
+    """Tell in one line what libraries say of files whose hashes are right and whose content is none of a model's.
+
+    They raise errors of every kind, for a key of another type as for one that asks for a program that is not installed.
+    """
+    try:
+        yield
+    except (OpenSpectraError, MemoryError):
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise DamagedArtifactError(
+            f"{folder}: no model in its format ({type(error).__name__}: {reason}); {AGAIN}"
+        ) from error
 
 
 def open_model(folder: Path) -> Artifact:
