@@ -249,9 +249,11 @@ def test_a_reader_that_goes_away_ends_the_text(small):
     assert said.returncode == 1
 
 
-def test_a_prompt_that_leaves_no_room_is_refused(small):
+def test_a_prompt_that_leaves_no_room_or_is_no_text_is_refused(small):
     with pytest.raises(ConfigError, match=r"PROMPT: \d+ tokens where .* reads 64 at most; shorten it."):
         generate(small.folder / "floatlm/1L", "def value " * 100, GREEDY, print)
+    with pytest.raises(ConfigError, match="PROMPT: holds bytes that are no UTF-8"):
+        generate(small.folder / "floatlm/1L", b"\xff\xfe".decode(errors="surrogateescape"), GREEDY, print)
 
 
 @pytest.mark.parametrize("form", ["gguf-tq1_0", "gguf-tq2_0"])

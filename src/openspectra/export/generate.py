@@ -34,7 +34,7 @@ def generate(folder: Path, prompt: str, sampling: Sampling, write: Callable[[str
     """Write the prompt and what follows it, piece by piece; log tokens per second at the end.
 
     GGUF runs in llama.cpp where `llama-cpp-python` is installed, everything else in torch, dequantized. Raises `ConfigError`
-    for a prompt that leaves no room.
+    for a prompt that leaves no room or is no text.
     """
     from openspectra.export import llama_cpp
     from openspectra.export.loading import (
@@ -46,6 +46,8 @@ def generate(folder: Path, prompt: str, sampling: Sampling, write: Callable[[str
         read_stored,
     )
 
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise ConfigError(["PROMPT: holds bytes that are no UTF-8; give text."])
     artifact = open_model(folder)
     quiet = redirect_stdout(StringIO()), redirect_stderr(StringIO())  # gptqmodel's banner
     with malformed_in_one_line(artifact.folder), quiet[0], quiet[1]:
