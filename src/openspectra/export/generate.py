@@ -49,8 +49,8 @@ def generate(folder: Path, prompt: str, sampling: Sampling, write: Callable[[str
     if any("\ud800" <= character <= "\udfff" for character in prompt):
         raise ConfigError(["PROMPT: holds bytes that are no UTF-8; give text."])
     artifact = open_model(folder)
-    quiet = redirect_stdout(StringIO()), redirect_stderr(StringIO())  # gptqmodel's banner
-    with malformed_in_one_line(artifact.folder), quiet[0], quiet[1]:
+    # without gptqmodel's banner
+    with malformed_in_one_line(artifact.folder), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         form = format_of(artifact)
         stored = read_stored(artifact.folder, form)
     tokenizer = load_tokenizer(artifact.folder)

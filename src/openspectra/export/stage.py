@@ -92,9 +92,12 @@ def valid_tokens_of(model: Artifact) -> Artifact:
                 break
             node = node.open_parent(node.manifest.parents["model"])
         return open_artifact(study_folder(model) / "tokens/valid", "tokens")
-    except DamagedArtifactError:
+    except DamagedArtifactError as error:
         raise ConfigError(
-            [f"--valid: {model.folder}: no valid split is known for this model; name the token shards to compare on."]
+            [
+                f"--valid: {model.folder}: no valid split is known for this model; name the token shards to compare on. "
+                f"Its own: {error}"
+            ]
         ) from None
 
 
